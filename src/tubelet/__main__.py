@@ -1,0 +1,7 @@
+"""`python -m tubelet` is the command `tubelet`."""
+
+import sys
+
+from tubelet.cli import main
+
+sys.exit(main())

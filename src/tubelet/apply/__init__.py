@@ -1,0 +1,1 @@
+"""What a run is good for: judging it, predicting classes, embedding videos."""

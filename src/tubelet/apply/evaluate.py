@@ -1,0 +1,171 @@
+"""Judges the encoder of a run by tasks, beside its baselines, and keeps what came out in ``RUN/evaluation``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tubelet import registry
+from tubelet.checkpoint import load_backbone, read_about, write_json
+from tubelet.data.listing import read_manifest
+from tubelet.learner import Backbone
+from tubelet.log import say, warn
+from tubelet.metrics.classification import paired_spread, wilson
+from tubelet.tasks.protocol import Protocol, Result
+from tubelet.types import TubeletError
+
+Judge = Callable[[Backbone, int], dict[str, float]]
+Results = dict[str, dict[str, Result]]
+"""Task -> whose encoder ("videomae", "untrained", "scratch") -> result."""
+LOGGED = ("top1", "top5", "class_mean")
+AVERAGED = ("top1", "top5", "class_mean", "precision", "recall")
+
+
+def judges(
+    evaluate: Mapping[str, Mapping[str, Any]], manifest: Path, clip: Mapping[str, Any], out: Path, *,
+    variant: str, seed: int = 0, **terms: Any,
+) -> dict[str, tuple[str, Judge]]:  # fmt: skip
+    """What `train` calls while it trains: task -> (when, function of backbone and step that answers numbers).
+
+    Every judgement also goes into ``out/evaluation``, where the last one stays. Videos without labels are no reason
+    not to train: then the tasks are left out, with a warning.
+
+    Args:
+        evaluate: a recipe's section: task -> its options and ``every``.
+        variant: the name of the learner.
+        terms: other fields of `Protocol`.
+    """
+    if not evaluate:
+        return {}
+    try:
+        protocol = Protocol.from_manifest(read_manifest(manifest), dict(clip), seed=seed, **terms)
+    except TubeletError as error:
+        warn(f"{', '.join(evaluate)} left out during training: {error}")
+        return {}
+    asked: dict[str, tuple[str, Judge]] = {}
+    for name, options in evaluate.items():
+        when = options["every"] if options["every"] == "end" else f"every {options['every']}"
+        task = registry.build("tasks", name, **{key: value for key, value in options.items() if key != "every"})
+        asked[name] = (when, partial(_judge, task, name, protocol, out, variant))
+    return asked
+
+
+def _judge(
+    task: Callable[..., Result], name: str, protocol: Protocol, out: Path, variant: str, backbone: Backbone, step: int
+) -> dict[str, float]:
+    with torch.enable_grad():  # the loop judges without gradients, but a task may train a head
+        result = task(backbone, protocol, folder(out, name, variant))
+    keep(out, {name: {variant: {**result, "step": step}}})
+    return {key: result[key] for key in LOGGED if result.get(key) is not None}
+
+
+def evaluate(
+    run: Path,
+    tasks: Mapping[str, Mapping[str, Any]],
+    manifest: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    baseline: bool = False,
+    labels_per_class: int | None = None,
+    **terms: Any,
+) -> Results:
+    """Judges the encoder of ``run`` by each task, once for each seed.
+
+    Args:
+        tasks: name -> options.
+        manifest: the videos, with labels.
+        seeds: of the drawing of labels, of folds, of a head's first weights and of untrained networks.
+        baseline: judge the same network untrained too; for ``finetune`` that is the task ``scratch``.
+        labels_per_class: learn from that many videos of each class only.
+        terms: other fields of `Protocol`.
+
+    Returns:
+        Task -> variant -> result; with several seeds their mean, and ``seeds``, the top-1 of each. It is also written
+        to ``run/evaluation/results.json``.
+    """
+    about = read_about(run)
+    listing = read_manifest(manifest)
+    trained = about.get("learner", {}).get("name", "trained")
+    tried: dict[tuple[str, str], dict[int, Result]] = {}
+    built = {name: registry.build("tasks", name, **options) for name, options in tasks.items()}
+    for seed in seeds:
+        protocol = Protocol.from_manifest(
+            listing, dict(about["clip"]), seed=seed, labels_per_class=labels_per_class,
+            **{"cache": run / "evaluation" / "features", **terms},
+        )  # fmt: skip
+        for name, task in built.items():
+            variants: dict[str, tuple[Callable[..., Result], Backbone]] = {trained: (task, load_backbone(run))}
+            if baseline and name == "finetune":
+                variants["scratch"] = (
+                    registry.build("tasks", "scratch", **_shared("scratch", tasks[name])),
+                    untrained(run, seed),
+                )
+            elif baseline and name != "scratch":
+                variants["untrained"] = (task, untrained(run, seed))
+            for variant, (judge, backbone) in variants.items():
+                say(f"{name}: {variant}, seed {seed}")
+                out = folder(run, name, variant, seed if len(seeds) > 1 else None)
+                tried.setdefault((name, variant), {})[seed] = judge(backbone, protocol, out)
+    results: Results = {}
+    for (name, variant), by_seed in tried.items():
+        facts = {"manifest": str(manifest), "labels_per_class": labels_per_class, "step": about.get("step")}
+        results.setdefault(name, {})[variant] = {**average(by_seed), **facts}
+    keep(run, results)
+    return results
+
+
+def untrained(run: Path, seed: int) -> Backbone:
+    """The network of a run with random weights: what its training is measured against."""
+    config = dict(read_about(run)["backbone"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return registry.build("backbones", config.pop("name"), **config).eval()
+
+
+def average(by_seed: Mapping[int, Result]) -> Result:
+    """One result for several seeds: mean numbers and the spread of top-1; the tables are those of the first seed."""
+    results = list(by_seed.values())
+    first = results[0]
+    if len(results) == 1:
+        return {**first, "seed": next(iter(by_seed))}
+    known = [key for key in AVERAGED if first.get(key) is not None]
+    means = {key: sum(result[key] for result in results) / len(results) for key in known}
+    return {
+        **first,
+        **means,
+        "interval": list(wilson(round(means["top1"] * first["videos"]), first["videos"])),
+        "spread": paired_spread([result["top1"] for result in results]),
+        "seeds": [{"seed": seed, "top1": result["top1"]} for seed, result in by_seed.items()],
+        "seconds": sum(result["seconds"] for result in results),
+    }
+
+
+def folder(run: Path, task: str, variant: str, seed: int | None = None) -> Path:
+    """Where a judgement leaves its files."""
+    return run / "evaluation" / (f"{task}-{variant}" + ("" if seed is None else f"-seed{seed}"))
+
+
+def keep(run: Path, results: Results) -> None:
+    """Adds results to ``run/evaluation/results.json``; one of the same task and variant is replaced."""
+    path = run / "evaluation" / "results.json"
+    kept: Results = {}
+    if path.exists():
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            warn(f"{path} is damaged and is written afresh")
+    for task, variants in results.items():
+        kept[task] = {**kept.get(task, {}), **variants}
+    write_json(path, kept)
+
+
+def _shared(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` that another task has too. Layer decay is for weights that are worth keeping."""
+    known = inspect.signature(registry.schema(*registry.place("tasks", task))).parameters
+    return {key: value for key, value in options.items() if key in known and key != "layer_decay"}

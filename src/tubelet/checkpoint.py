@@ -1,0 +1,188 @@
+"""State on disk: `checkpoint.pt` to go on with a run, `backbone.safetensors` and a small JSON to use its encoder.
+
+Every file is written beside its place, flushed to the disk and renamed, so that a kill leaves the old one or the
+new one, never half of one. Nothing that could run code is ever loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tubelet import registry
+from tubelet.learner import Backbone
+from tubelet.types import TubeletError
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls ``write`` on a temporary neighbour of ``path``, flushes it to the disk and moves it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes all that is needed to go on. The file before it is kept as ``previous-<name>`` until the next save."""
+    if path.exists():
+        path.replace(path.with_name(f"previous-{path.name}"))
+    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads what `save_state` wrote (tensors and plain values only).
+
+    Raises:
+        TubeletError: the file is damaged, not one of ours, or of a newer format.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TubeletError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise TubeletError(f"{path} is not a Tubelet checkpoint")
+    if state["format"] > FORMAT:
+        raise TubeletError(f"{path} has format {state['format']}, this Tubelet reads up to {FORMAT}: upgrade Tubelet")
+    return state
+
+
+def latest_state(folder: Path) -> dict[str, Any] | None:
+    """The newest readable checkpoint of a run, or None when there is none. A damaged newest one is said and passed over."""
+    from tubelet.log import warn
+
+    complaint = None
+    for name in ("checkpoint.pt", "previous-checkpoint.pt"):
+        path = folder / name
+        if path.exists():
+            try:
+                state = load_state(path)
+            except TubeletError as error:
+                complaint = error
+                warn(str(error))
+                continue
+            if complaint:
+                warn(f"going on from {path} instead (step {state['step']})")
+            return state
+    if complaint:
+        raise TubeletError(f"no readable checkpoint in {folder}: move the damaged ones away to start afresh")
+    return None
+
+
+def save_backbone(folder: Path, backbone: Backbone, **about: Any) -> None:
+    """Writes ``backbone.safetensors`` and ``backbone.json`` (how to build it, and anything worth knowing `about` it)."""
+    save_weights(folder / "backbone.safetensors", backbone)
+    write_json(folder / "backbone.json", {"backbone": backbone.config, **about})
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Writes the persistent tensors of a module as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def backbone_files(path: str | Path) -> tuple[Path, Path]:
+    """The JSON and the weights that `path` (a run's folder, or either file) stands for.
+
+    Raises:
+        TubeletError: they are not there.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    about, weights = folder / "backbone.json", folder / "backbone.safetensors"
+    if not path.exists():
+        raise TubeletError(f"{path} does not exist; give the folder of a run, such as runs/NAME")
+    for file in (about, weights):
+        if not file.exists():
+            raise TubeletError(f"{folder} has no {file.name}: it is not the folder of a finished or checkpointed run")
+    return about, weights
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What stands beside the weights: ``backbone`` (its configuration), ``clip``, ``step`` and so on."""
+    about, _ = backbone_files(path)
+    try:
+        return json.loads(about.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise TubeletError(f"{about} is damaged: {error}") from error
+
+
+def load_backbone(path: str | Path) -> Backbone:
+    """The trained encoder of a run, in evaluation mode.
+
+    Args:
+        path: the folder of a run, or its ``backbone.safetensors``.
+
+    Returns:
+        A module that takes ``B C T H W`` floats in [0, 1] (RGB) and returns `Features`, tokens ``B N D``.
+
+    Raises:
+        TubeletError: no such run, or weights that do not fit their description.
+    """
+    _, weights = backbone_files(path)
+    config = dict(read_about(path)["backbone"])
+    backbone: Backbone = registry.build("backbones", config.pop("name"), **config)
+    load_weights(backbone, weights)
+    return backbone.eval()
+
+
+def load_weights(module: nn.Module, weights: Path) -> None:
+    """Loads a safetensors file strictly.
+
+    Raises:
+        TubeletError: it is damaged, or a tensor is missing, unexpected or of another shape.
+    """
+    try:
+        tensors = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise TubeletError(f"{weights} cannot be read: {_first_line(error)}") from error
+    fit_tensors(module, tensors, str(weights))
+
+
+def fit_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Loads ``tensors`` into ``module`` strictly; `source` names them in the error."""
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    other = [f"{k} is {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}" for k in own.keys() & tensors.keys()
+             if own[k].shape != tensors[k].shape]  # fmt: skip
+    problems = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in unexpected] + sorted(other)
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise TubeletError(
+            f"{source} does not fit this {type(module).__name__}: {'; '.join(problems[:3])}{more}. "
+            "Use the backbone settings that it was made with"
+        )
+    module.load_state_dict(tensors)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """A short fingerprint of a module's weights, which results and cached features are named by."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,386 @@
+"""The command `tubelet`: names and options in, one action out. Torch is imported only by an action that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tubelet import registry
+from tubelet.command import (
+    Dotted,
+    argument,
+    command,
+    dispatch,
+    number,
+    option_rows,
+    signature,
+    signed,
+    usage_error,
+    whole,
+)
+from tubelet.types import TubeletError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and answers its exit code: 0, 1 (a TubeletError), 2 (usage) or 130 (interrupted)."""
+    try:
+        dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except TubeletError as error:
+        usage = type(error).__name__ == "UsageError"  # by name: its module is loaded only where it is needed
+        return _complain(str(error), 2 if usage else 1)
+    except KeyboardInterrupt as error:
+        return _complain(
+            str(error)
+            or "stopped; the same command starts again, and `tubelet train` goes on from its last checkpoint",
+            130,
+        )
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
+    return 0
+
+
+def _complain(text: str, code: int) -> int:
+    """One line; of several processes that start alike only the first speaks, later each for itself."""
+    rank = os.environ.get("RANK", "0")
+    distributed = sys.modules.get("torch.distributed")
+    started = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    if rank == "0" or started:
+        who = f"process {rank}: " if rank != "0" else ""
+        label = "" if code == 130 else "error: "
+        print(f"{label}{who}{' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+# The commands import what they need themselves, so that help and mistakes are answered at once.
+
+
+@command(
+    "data scan", "tubelet data scan videos/ -o clips.csv",
+    argument("folder", type=Path, help="a tree of video files (folders in it are labels), or a `path label` list"),
+    argument("-o", "--out", type=Path, default=Path("clips.csv"), help="manifest to write (default: clips.csv)"),
+    argument("--workers", type=whole, help="processes (default: one per core)"),
+)  # fmt: skip
+def data_scan(args: Namespace, _: list[str]) -> None:
+    """List the videos of a folder in a manifest, and say what they are like."""
+    from tubelet.data.inspect import scan as look_over
+    from tubelet.data.inspect import write_unreadable
+    from tubelet.data.listing import write_manifest
+    from tubelet.log import say, table, warn
+
+    scan = look_over(args.folder, args.workers)
+    for path, reason in scan.unreadable[:5]:
+        warn(f"{path} cannot be read: {reason}")
+    if scan.unreadable:
+        quarantine = args.out.with_name(f"{args.out.stem}-unreadable.csv")
+        write_unreadable(quarantine, scan.unreadable)
+        warn(f"{len(scan.unreadable)} unreadable files are left out and listed in {quarantine}")
+    write_manifest(args.out, scan.manifest)
+    _print(table(str(args.folder), ["", ""], [list(row) for row in scan.summary()]))
+    say(f"wrote {args.out}; next: tubelet train tiny --data.manifest {args.out}")
+
+
+@command(
+    "data synth", "tubelet data synth corpus/ --clips 2000",
+    argument("out", type=Path, help="folder to write"),
+    signature("tubelet.data.synthetic", "make_corpus"),
+    signature("tubelet.data.synthetic", "Corpus"),
+)  # fmt: skip
+def data_synth(args: Namespace, _: list[str]) -> None:
+    """Render a corpus of moving shapes as mp4 files, whose class is the motion."""
+    from tubelet.data.synthetic import make_corpus
+    from tubelet.log import say
+
+    say(f"wrote {make_corpus(args.out, **signed(args))}")
+
+
+def _recipe_help(args: Namespace | None) -> str:
+    """Every option of a recipe, with the values that it would have."""
+    from tubelet import recipe
+
+    if args is None or not getattr(args, "recipe", None):
+        learner, backbone, tasks, values = "videomae", "vit", ["knn"], {}
+        word = "default"
+        head = (
+            f"\nPackaged recipes: {', '.join(recipe.packaged())}. The options of yours: tubelet train RECIPE --help\n"
+        )
+    else:
+        chosen = recipe.load(args.recipe, args.dotted)
+        learner, backbone, tasks = chosen.learner["name"], chosen.backbone["name"], list(chosen.evaluate)
+        values = dict(recipe.flat(chosen.as_dict()))
+        head = f"\nThe options of {args.recipe}, with their values there:\n"
+        word = "now"
+    rows = [
+        (key, option, values.get(key, option.default))
+        for key, option in recipe.options(learner, backbone, tasks).items()
+    ]
+    return head + option_rows(rows, word)
+
+
+@command(
+    "train", "tubelet train tiny --data.manifest clips.csv --learner.ratio 0.75 --out runs/first",
+    argument("recipe", metavar="RECIPE", help="a YAML file, a run's folder, or a packaged name: see `tubelet list`"),
+    argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME, NAME being the recipe's)"),
+    dotted=Dotted("RECIPE [--section.option VALUE ...] [--out DIR]", _recipe_help, ("--name", "--seed")),
+)  # fmt: skip
+def train(args: Namespace, dotted: list[str]) -> None:
+    """Train what a recipe says; the same command again goes on where it stopped.
+
+    Settings of the recipe are options: --learner.ratio 0.75. With torchrun -m tubelet train ... on several GPUs.
+    """
+    from tubelet import recipe
+
+    chosen = recipe.load(args.recipe, dotted)
+    chosen.needs()
+    out = args.out or Path("runs") / chosen.name
+    from tubelet import dist
+    from tubelet.apply.evaluate import judges
+    from tubelet.log import say
+    from tubelet.train import run
+
+    clip = {key: chosen.data[key] for key in ("frames", "stride", "reference_fps", "size")}
+    asked = judges(
+        chosen.evaluate, Path(chosen.data["manifest"]), clip, out, variant=chosen.learner["name"], seed=chosen.seed,
+        flip=chosen.data["flip"], workers=chosen.train["workers"],
+    )  # fmt: skip
+    run.train(chosen, out, asked)
+    dist.stop()
+    judge = "predict {} video.mp4" if chosen.learner["name"] == "supervised" else "evaluate {} --baseline"
+    say(f"done: {out}; next: tubelet {judge.format(out)}, tubelet report {out}")
+
+
+@command(
+    "show", "tubelet show small_gpu --backbone.size base",
+    argument("recipe", metavar="RECIPE", help="a YAML file, a run's folder, or a packaged name"),
+    argument("--no-build", action="store_true", help="only the settings: no weights counted, nothing imported"),
+    dotted=Dotted("RECIPE [--section.option VALUE ...] [--no-build]", _recipe_help, ("--name", "--seed")),
+)  # fmt: skip
+def show(args: Namespace, dotted: list[str]) -> None:
+    """Print a recipe with every setting, the number of weights and the shapes of a batch. It reads back as a recipe."""
+    from tubelet import recipe
+
+    chosen = recipe.load(args.recipe, dotted)
+    print(chosen.to_yaml(), end="")
+    if not args.no_build:
+        print("\n".join(f"# {line}" for line in _shapes(chosen)))
+
+
+def _shapes(chosen: Any) -> list[str]:
+    """What the recipe makes, without making it: weights on the meta device have shapes only."""
+    import torch
+
+    config = {key: value for key, value in chosen.backbone.items() if key not in ("name", "init")}
+    options = {key: value for key, value in chosen.learner.items() if key != "name"}
+    if "classes" in registry.schema(*registry.place("methods", chosen.learner["name"])).__annotations__:
+        options["classes"] = 2  # as many as the manifest has, once it is read
+    with torch.device("meta"):
+        backbone = registry.build("backbones", chosen.backbone["name"], **config)
+        learner = registry.build("methods", chosen.learner["name"], backbone=backbone, **options)
+    frames, size, batch = chosen.data["frames"], chosen.data["size"], chosen.train["batch"]
+    grid = backbone.grid(frames, size, size)
+    count = sum(p.numel() for p in backbone.parameters()), sum(p.numel() for p in learner.parameters())
+    return [
+        f"weights: {count[0]:,} in the backbone, {count[1]:,} in all",
+        f"batch: video B C T H W = {batch} 3 {frames} {size} {size}, views {chosen.data['views']}",
+        f"grid: {' x '.join(map(str, grid))} = {grid[0] * grid[1] * grid[2]} tokens of width {backbone.dim}",
+    ]
+
+
+@command("list", "tubelet list")
+def list_all(args: Namespace, _: list[str]) -> None:
+    """List the learners, backbones, tasks and packaged recipes."""
+    from tubelet import recipe
+
+    for title, folder in (("learners", "methods"), ("backbones", "backbones"), ("tasks", "tasks")):
+        print(f"{title}:")
+        for name, place in registry.catalogue(folder).items():
+            summary = (registry.schema(*place).__doc__ or "").strip().splitlines()
+            print(f"  {name:12} {summary[0] if summary else ''}")
+    print("recipes:")
+    for name in recipe.packaged():
+        first = recipe.find(name).read_text(encoding="utf-8").splitlines()[0]
+        print(f"  {name:12} {first.removeprefix('# ')}")
+
+
+def _task_help(args: Namespace | None) -> str:
+    from tubelet import recipe
+
+    lines = ["\nOptions of the tasks:"]
+    for task, place in registry.catalogue("tasks").items():
+        rows = [(key, option, option.default) for key, option in recipe.arguments(*place, task).items()]
+        lines.append(option_rows(rows, "default"))
+    return "\n".join(lines)
+
+
+@command(
+    "evaluate", "tubelet evaluate runs/demo --tasks knn linear --baseline --seeds 0 1 2",
+    argument("run", type=Path, metavar="RUN", help="folder of a run"),
+    argument("--manifest", type=Path, help="labelled videos (default: the run's own manifest)"),
+    argument("--tasks", nargs="+", default=["knn", "linear"], metavar="TASK", help="default: knn linear"),
+    argument("--labels-per-class", type=whole, metavar="N", help="learn from that many videos of each class"),
+    argument("--seeds", nargs="+", type=whole, default=[0], metavar="N", help="repeat with each of them (default: 0)"),
+    argument("--baseline", action="store_true", help="also the same network untrained; for finetune: from scratch"),
+    argument("--test-clips", type=whole, default=1, metavar="N", help="clips of each test video (default: 1)"),
+    argument("--test-crops", type=whole, default=1, metavar="N", help="crops of each test clip (default: 1)"),
+    argument("--workers", type=whole, default=1, metavar="N", help="processes that decode (default: 1)"),
+    dotted=Dotted("RUN [options] [--task.option VALUE ...]", _task_help),
+)  # fmt: skip
+def evaluate(args: Namespace, dotted: list[str]) -> None:
+    """Judge the encoder of a run by tasks, with confidence intervals and baselines."""
+    from tubelet import recipe
+
+    asked = recipe.task_options(args.tasks, dotted)
+    for name, value in (
+        ("--labels-per-class", args.labels_per_class),
+        ("--test-clips", args.test_clips),
+        ("--test-crops", args.test_crops),
+    ):
+        if value is not None and value < 1:
+            raise usage_error(f"{name} must be 1 or more, not {value}")
+    made = recipe.of_run(args.run)
+    from tubelet.apply import evaluate as judging
+    from tubelet.log import table
+
+    results = judging.evaluate(
+        args.run, asked, args.manifest or _manifest_of(args.run, made), seeds=args.seeds, baseline=args.baseline,
+        labels_per_class=args.labels_per_class, test_clips=args.test_clips, test_crops=args.test_crops,
+        workers=args.workers, flip=made.data["flip"] if made else True,
+    )  # fmt: skip
+    rows = [
+        [task, variant, *_numbers(result)] for task, variants in results.items() for variant, result in variants.items()
+    ]
+    _print(
+        table(str(args.run), ["task", "encoder", "top-1 %", "95 % interval", "class mean %", "videos", "seeds"], rows)
+    )
+
+
+def _numbers(result: dict[str, Any]) -> list[str]:
+    low, high = result["interval"]
+    spread = result.get("spread")
+    return [
+        f"{100 * result['top1']:.1f}", f"{100 * low:.1f} - {100 * high:.1f}", f"{100 * result['class_mean']:.1f}",
+        str(result["videos"]), f"{len(result['seeds'])}: ± {100 * spread['std']:.1f}" if spread else "1",
+    ]  # fmt: skip
+
+
+def _manifest_of(run: Path, made: Any) -> Path:
+    if made is None:
+        raise TubeletError(f"{run} has no recipe.yaml that names a manifest: give --manifest clips.csv")
+    return Path(made.data["manifest"])
+
+
+@command(
+    "predict", "tubelet predict runs/demo/finetune video.mp4 --top 3",
+    argument("run", type=Path, metavar="RUN", help="folder of a fine-tuned run, or of one that has it within"),
+    argument("video", type=Path, metavar="VIDEO"),
+    argument("--top", type=whole, default=5, metavar="N", help="classes to name (default: 5)"),
+    argument("--segment-s", type=number, metavar="S", help="seconds of a segment (default: those of the clip)"),
+    argument("--json", action="store_true", help="print JSON"),
+)  # fmt: skip
+def predict(args: Namespace, _: list[str]) -> None:
+    """Say what a video shows: the likeliest classes, whole and segment by segment."""
+    from tubelet.apply.predict import predict as classify
+
+    found = classify(args.run, args.video, args.top, args.segment_s)
+    if args.json:
+        named = [segment._asdict() for segment in (found.whole, *found.segments)]
+        print(json.dumps({"video": str(args.video), "whole": named[0], "segments": named[1:]}, ensure_ascii=False))
+        return
+    for segment in [found.whole] if len(found.segments) == 1 else [found.whole, *found.segments]:
+        title = "whole video" if segment is found.whole else "segment"
+        print(f"{title} {segment.start_s:.2f} - {segment.end_s:.2f} s")
+        for name, probability in segment.classes:
+            print(f"  {100 * probability:5.1f} %  {name}")
+
+
+@command(
+    "embed", "tubelet embed runs/demo clips.csv -o feats.parquet",
+    argument("run", type=Path, metavar="RUN", help="folder of a run"),
+    argument("manifest", type=Path, metavar="MANIFEST", help="videos to encode"),
+    argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".parquet, .csv or .npz"),
+    argument("--clips", type=whole, default=1, metavar="N", help="clips along time of each video (default: 1)"),
+    argument("--workers", type=whole, default=1, metavar="N", help="processes that decode (default: 1)"),
+)  # fmt: skip
+def embed(args: Namespace, _: list[str]) -> None:
+    """Write one vector for each video of a manifest."""
+    from tubelet.apply.embed import embed as encode
+    from tubelet.log import say
+
+    found = encode(args.run, args.manifest, args.out, clips=args.clips, workers=args.workers)
+    say(f"wrote {found.readable.sum()} vectors of width {found.values.shape[1]} to {args.out}")
+
+
+@command(
+    "reconstruct", "tubelet reconstruct runs/demo video.mp4 -o pictures/",
+    argument("run", type=Path, metavar="RUN", help="folder of a run of videomae"),
+    argument("video", type=Path, metavar="VIDEO"),
+    argument("-o", "--out", type=Path, metavar="DIR", help="folder to write to (default: RUN/reconstructions)"),
+    argument("--ratio", type=number, metavar="X", help="share of the cubes to hide (default: as in training)"),
+    argument("--start-s", type=number, metavar="S", help="where the clip begins (default: in the middle)"),
+    argument("--no-true-statistics", action="store_true", help="take brightness from the visible neighbours"),
+    argument("--seed", type=whole, default=0, metavar="N", help="another seed hides other cubes (default: 0)"),
+)  # fmt: skip
+def reconstruct(args: Namespace, _: list[str]) -> None:
+    """Show a video as the encoder sees it and as the decoder fills it in, as MP4 and PNG."""
+    from tubelet.log import say
+    from tubelet.report.reconstruct import reconstruct as fill_in
+
+    made = fill_in(
+        args.run, args.video, args.out or args.run / "reconstructions", ratio=args.ratio, start_s=args.start_s,
+        true_statistics=not args.no_true_statistics, seed=args.seed,
+    )  # fmt: skip
+    source = "their own true statistics" if made.true_statistics else "statistics of the nearest visible cube"
+    say(f"wrote {made.mp4} and {made.png}; hidden cubes were filled in with {source}")
+
+
+@command("report", "tubelet report runs/demo",
+         argument("run", type=Path, metavar="RUN", help="folder of a run"),
+         argument("--manifest", type=Path, help="videos to show (default: the run's own, its test split)"))  # fmt: skip
+def report(args: Namespace, _: list[str]) -> None:
+    """Write the page of a run: recipe, curves, accuracies, pictures, what it cost."""
+    from tubelet import recipe
+
+    made = recipe.of_run(args.run)
+    from tubelet.data.listing import read_manifest
+    from tubelet.log import say, warn
+    from tubelet.report.page import gather, write_report
+
+    data = None
+    try:
+        data = gather(args.run, read_manifest(args.manifest or _manifest_of(args.run, made)))
+    except TubeletError as error:
+        if args.manifest:
+            raise
+        warn(f"the page has no pictures: {error}")
+    say(f"wrote {write_report(args.run, data)}")
+
+
+@command("demo", "tubelet demo --out runs/demo",
+         argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"),
+         signature("tubelet.demo", "main"))  # fmt: skip
+def demo(args: Namespace, _: list[str]) -> None:
+    """Do all of it in minutes: make videos, pre-train, judge against baselines, write the page."""
+    from tubelet.demo import main as show_all
+
+    show_all(args.out, **signed(args))
+
+
+@command("doctor", "tubelet doctor")
+def doctor(args: Namespace, _: list[str]) -> None:
+    """Say what is installed and what this machine can do."""
+    from tubelet.apply.doctor import findings
+
+    for name, value in findings():
+        print(f"{name:14} {value}")
+
+
+def _print(what: Any) -> None:
+    """Results go to standard output, everything else to standard error."""
+    from rich.console import Console
+
+    Console(highlight=False).print(what)

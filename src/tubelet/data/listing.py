@@ -1,0 +1,382 @@
+"""The manifest: which videos there are, which part of each is meant, and what is known of them.
+
+A CSV or Parquet table with a column `path` and, where known, `start_s`, `end_s`, `label`, `group`, `split`;
+any other column is kept. VideoMAE's own lists (`path label` on each line, no header) are read too. Relative
+paths start at the manifest's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+from tubelet import draws
+from tubelet.registry import nearest
+from tubelet.types import TubeletError
+
+KNOWN = ("path", "start_s", "end_s", "label", "group", "split")
+PARQUET = {".parquet", ".pq"}
+
+
+@dataclass(frozen=True)
+class Video:
+    """One row: a video file, or the part of it from `start_s` to `end_s`."""
+
+    path: Path
+    start_s: float | None = None
+    end_s: float | None = None
+    label: str | None = None
+    group: str | None = None
+    """What must not be divided between training and testing: a source video, a speaker."""
+    split: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+class Manifest(Sequence[Video]):
+    """Videos in a fixed order: the row of a video is its id.
+
+    `classes` belongs to the whole file and is kept by `where` and `take`, so that a class has the same number
+    in training and in testing even where one of them lacks it.
+    """
+
+    def __init__(
+        self, videos: Iterable[Video], classes: Sequence[str] | None = None, source: Path | None = None
+    ) -> None:
+        self.videos = list(videos)
+        self.source = source
+        if classes is None:
+            classes = natural_sort({v.label for v in self.videos if v.label is not None})
+        self.classes = list(classes)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @overload
+    def __getitem__(self, row: int) -> Video: ...
+    @overload
+    def __getitem__(self, row: slice) -> Manifest: ...
+    def __getitem__(self, row: int | slice) -> Video | Manifest:
+        return self.take(range(len(self))[row]) if isinstance(row, slice) else self.videos[row]
+
+    def __repr__(self) -> str:
+        return f"Manifest({len(self)} videos, {len(self.classes)} classes, source={self.source})"
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The number of each video's class; -1 where it has none."""
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        return [-1 if v.label is None else numbers.get(v.label, -1) for v in self.videos]
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Each video's group; where none is given, the file is its own."""
+        return [str(v.path) if v.group is None else v.group for v in self.videos]
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """The names of the splits there are."""
+        return natural_sort({v.split for v in self.videos if v.split is not None})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the rows and classes. Moving manifest and videos together does not change it."""
+        digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=8)
+        for v in self.videos:
+            row = (_written(v.path, self.source), v.start_s, v.end_s, v.label, v.group, v.split)
+            digest.update(repr(row).encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def where(self, split: str) -> Manifest:
+        """The rows of one split.
+
+        Raises:
+            TubeletError: there is no such split.
+        """
+        if split not in self.splits:
+            name = self.source or "this manifest"
+            known = nearest(split, self.splits) if self.splits else "; its column `split` is absent or empty"
+            raise TubeletError(f"{name} has no split {split!r}{known}")
+        return self.take([row for row, v in enumerate(self.videos) if v.split == split])
+
+    def take(self, rows: Iterable[int]) -> Manifest:
+        """Some of the rows, in the order given."""
+        return Manifest([self.videos[row] for row in rows], self.classes, self.source)
+
+
+def read_manifest(path: str | Path, split: str | None = None) -> Manifest:
+    """Reads a CSV, a Parquet table or a `path label` list, and keeps one split of it where asked.
+
+    Raises:
+        TubeletError: the file is missing, empty or not a manifest, a cell is wrong (the message has line and
+            column), or there is no such split.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise TubeletError(f"{path} is a folder; list its videos: tubelet data scan {path} -o clips.csv")
+    if not path.is_file():
+        raise TubeletError(f"no such manifest: {path}")
+    source = path.resolve()
+    if path.suffix.lower() in PARQUET:
+        videos = _read_parquet(path, source.parent)
+    else:
+        text = _text(path)
+        first = next((line for line in text.splitlines() if line.strip()), None)
+        if first is None:
+            raise TubeletError(f"{path} is empty: a manifest has a header with `path` and a row a video")
+        read_rows = _read_list if _is_list(first) else _read_csv
+        videos = read_rows(path, text, source.parent)
+    if not videos:
+        raise TubeletError(f"{path} lists no videos: there is a header but no row below it")
+    manifest = Manifest(videos, source=source)
+    return manifest if split is None else manifest.where(split)
+
+
+def write_manifest(path: str | Path, manifest: Manifest) -> None:
+    """Writes a manifest as CSV, or as Parquet where `path` ends so; whole or not at all.
+
+    Paths inside the manifest's folder are written relative to it, so that folder and manifest can move
+    together. Columns in which nothing is known are left out.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = path.resolve()
+    known = [c for c in KNOWN if c == "path" or any(getattr(v, c) is not None for v in manifest)]
+    extra = list(dict.fromkeys(c for v in manifest for c in v.extra if c not in KNOWN))
+    rows = []
+    for video in manifest:
+        row: dict[str, Any] = {c: getattr(video, c) for c in known} | {c: video.extra.get(c) for c in extra}
+        rows.append(row | {"path": _written(video.path, target)})
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix.lower() in PARQUET:
+            pyarrow, parquet = _pyarrow()
+            columns = {c: [row[c] for row in rows] for c in [*known, *extra]}
+            parquet.write_table(pyarrow.table(columns), temporary)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, [*known, *extra], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        temporary.replace(target)
+    except OSError as error:
+        raise TubeletError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def few_labels(manifest: Manifest, per_class: int, seed: int) -> Manifest:
+    """Draws `per_class` labelled videos of each class (all of a class that has fewer).
+
+    With the same seed a larger draw holds the smaller one, so that learning curves compare like with like.
+    """
+    if per_class < 1:
+        raise TubeletError(f"per_class must be 1 or more, not {per_class}")
+    rows: list[int] = []
+    for number, name in enumerate(manifest.classes):
+        members = [row for row, label in enumerate(manifest.labels) if label == number]
+        order = draws.generator(seed, "few_labels", name).permutation(len(members))
+        rows.extend(members[i] for i in order[:per_class])
+    if not rows:
+        name = manifest.source or "the manifest"
+        raise TubeletError(f"{name} has no labels to draw from: add a column `label`")
+    return manifest.take(sorted(rows))
+
+
+def divide(manifest: Manifest, share: float, seed: int) -> tuple[Manifest, Manifest]:
+    """Divides a manifest into the rest and a `share` of it, by class as evenly as whole groups allow.
+
+    A group is never divided. Of each class with two videos or more at least one is wanted in the share.
+
+    Returns:
+        (rest, share), each in the order of the manifest.
+    """
+    if not 0 < share < 1:
+        raise TubeletError(f"a share lies between 0 and 1, not {share:g}")
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(manifest.groups):
+        members.setdefault(group, []).append(row)
+    if len(members) < 2:
+        raise TubeletError(f"{manifest.source or 'the manifest'} has one group only, which cannot be divided")
+    wanted = {label: max(share * n, float(n > 1)) for label, n in Counter(manifest.labels).items()}
+    names = sorted(members)
+    order = [names[i] for i in draws.generator(seed, "divide").permutation(len(names))]
+    taken: list[int] = []
+    for group in order:
+        counts = Counter(manifest.labels[row] for row in members[group])
+        gain = sum(abs(wanted[c]) - abs(wanted[c] - n) for c, n in counts.items())
+        if gain > 0 and len(taken) + len(members[group]) < len(manifest):
+            taken.extend(members[group])
+            for label, n in counts.items():
+                wanted[label] -= n
+    if not taken:
+        taken = members[min(order, key=lambda group: len(members[group]))]
+    chosen = set(taken)
+    return manifest.take(r for r in range(len(manifest)) if r not in chosen), manifest.take(sorted(chosen))
+
+
+def natural_sort(words: Iterable[str]) -> list[str]:
+    """Sorted as people do it: '2' before '10', case aside."""
+
+    def parts(word: str) -> tuple[list[str | int], str]:
+        pieces = re.split(r"(\d+)", word.casefold())
+        return [int(p) if i % 2 else p for i, p in enumerate(pieces)], word
+
+    return sorted(words, key=parts)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise TubeletError(f"{path} is not a manifest: it is not UTF-8 text") from None
+    except OSError as error:
+        raise TubeletError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _is_list(line: str) -> bool:
+    """Whether a first line is of a `path label` list: a file name with an ending, then at most a label."""
+    return not _header(line) and _path_and_label(line) is not None
+
+
+def _header(line: str) -> str | None:
+    """The delimiter with which `line` is a header with a column `path`."""
+    for delimiter in ",;\t":
+        cells = [cell.strip().strip('"') for cell in line.split(delimiter)]
+        if "path" in cells:
+            return delimiter
+    return None
+
+
+def _path_and_label(line: str) -> tuple[str, str | None] | None:
+    line = line.strip()
+    if re.search(r"\.[A-Za-z]\w{1,4}$", line):
+        return line, None
+    found = re.match(r"(.*?\.[A-Za-z0-9]{2,5})\s+(\S+)$", line) or re.match(r"(.*\S)\s+(-?\d+)$", line)
+    return (found[1], found[2]) if found else None
+
+
+def _read_list(path: Path, text: str, folder: Path) -> list[Video]:
+    videos = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        found = _path_and_label(line)
+        if found is None:
+            raise TubeletError(f"{path}, line {number}: expected `path label`, got {line.strip()[:60]!r}")
+        videos.append(Video(_absolute(found[0], folder), label=found[1]))
+    return videos
+
+
+def _read_csv(path: Path, text: str, folder: Path) -> list[Video]:
+    start = len(text) - len(text.lstrip("\r\n"))
+    first = text[start:].splitlines()[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_header(first) or ",")
+    videos: list[Video] = []
+    columns: list[str] | None = None
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if columns is None:
+                columns = _checked_columns(path, [cell.strip() for cell in cells])
+                continue
+            where = f"{path}, line {reader.line_num}"
+            if len(cells) > len(columns):
+                raise TubeletError(
+                    f"{where}: {len(cells)} cells under {len(columns)} columns; "
+                    "a path or label with a comma needs quotes"
+                )
+            videos.append(_video(where, dict(zip(columns, cells, strict=False)), folder))
+    except csv.Error as error:
+        raise TubeletError(f"{path}, line {reader.line_num}: {error}") from None
+    return videos
+
+
+def _read_parquet(path: Path, folder: Path) -> list[Video]:
+    pyarrow, parquet = _pyarrow()
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError):
+        raise TubeletError(f"{path} is not a Parquet file, or it is damaged") from None
+    _checked_columns(path, table.column_names)
+    rows = ({name: _cell(value) for name, value in row.items()} for row in table.to_pylist())
+    return [_video(f"{path}, row {number}", row, folder) for number, row in enumerate(rows, start=1)]
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise TubeletError("Parquet needs pyarrow: pip install 'tubelet[table]'") from None
+    return pyarrow, pyarrow.parquet
+
+
+def _checked_columns(path: Path, columns: list[str]) -> list[str]:
+    if "path" not in columns:
+        raise TubeletError(f"{path} has no column `path`{nearest('path', [c for c in columns if c][:20])}")
+    repeated = [name for name, count in Counter(columns).items() if count > 1 and name]
+    if repeated:
+        raise TubeletError(f"{path} has the column {repeated[0]!r} twice")
+    return columns
+
+
+def _cell(value: Any) -> str:
+    """A table's value as a CSV would have it."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # a column of whole numbers with gaps comes as floats
+    return str(value)
+
+
+def _video(where: str, row: Mapping[str, str], folder: Path) -> Video:
+    if not row["path"].strip():
+        raise TubeletError(f"{where}: the path is empty")
+    start_s, end_s = _seconds(where, row, "start_s"), _seconds(where, row, "end_s")
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise TubeletError(f"{where}: end_s ({end_s:g}) is not after start_s ({start_s or 0:g})")
+    return Video(
+        path=_absolute(row["path"], folder),
+        start_s=start_s,
+        end_s=end_s,
+        label=row.get("label", "").strip() or None,
+        group=row.get("group", "").strip() or None,
+        split=row.get("split", "").strip() or None,
+        extra={name: cell for name, cell in row.items() if name and name not in KNOWN},
+    )
+
+
+def _seconds(where: str, row: Mapping[str, str], column: str) -> float | None:
+    text = row.get(column, "").strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise TubeletError(f"{where}, column {column}: {text!r} is not a number of seconds")
+    return seconds
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    path = folder / text.strip()
+    return path.resolve() if ".." in path.parts else path  # links keep the names their users gave them
+
+
+def _written(path: Path, source: Path | None) -> str:
+    """A path as a manifest at `source` says it."""
+    if source is not None and path.is_relative_to(source.parent):
+        return path.relative_to(source.parent).as_posix()
+    return str(path)

@@ -1,0 +1,86 @@
+"""The contracts: what the loop asks of a learner, and what a learner, a task and a report ask of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from tubelet.types import Batch, Features, Grid, Output
+
+
+@dataclass(frozen=True)
+class Now:
+    """Where the run stands, for the hooks of a learner."""
+
+    step: int
+    """Optimiser steps done."""
+    epoch: int
+    new_epoch: bool
+    """True at the first step of an epoch."""
+    done: float
+    """Share of the run that is done, 0..1."""
+    ordered: Callable[[], Iterator[Batch]]
+    """Goes through the training set once, in the order of `id` and without augmentation."""
+
+
+class Backbone(nn.Module):
+    """Turns clips into tokens. What is exported and judged.
+
+    Pixels come as RGB in [0, 1]: the backbone normalises them itself, so that its weights need no mean and
+    standard deviation beside them.
+    """
+
+    dim: int
+    config: dict[str, Any]
+    """``{"name": ..., **arguments}``: enough to build it again with `registry.build`."""
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """The grid of cubes for a clip of that size.
+
+        Raises:
+            TubeletError: the cubes do not divide the clip.
+        """
+        raise NotImplementedError
+
+    def forward(self, video: Tensor, hidden: Tensor | None = None) -> Features:
+        """Encodes ``video`` (B C T H W in [0, 1]); with ``hidden`` (B N, True = hidden) only the visible cubes.
+
+        Every clip of the batch must have the same number of hidden cubes.
+        """
+        raise NotImplementedError
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Every parameter once, grouped from the input to the output, for layer-wise learning-rate decay."""
+        raise NotImplementedError
+
+
+class Learner(nn.Module):
+    """Anything that is trained: a self-supervised method or a downstream head. One loop, `fit`, trains them all."""
+
+    modalities: tuple[str, ...] = ("video",)
+    views: int = 1
+    """How many views of each video the learner needs; checked before the first decode."""
+    needs_labels: bool = False
+    phases: tuple[str, ...] = ("main",)
+    """One optimiser each, stepped in this order."""
+    backbone: Backbone
+
+    def forward(self, batch: Batch, phase: str) -> Output:
+        raise NotImplementedError
+
+    def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        """The named parameters that `phase` trains: all that require a gradient, unless a learner says otherwise."""
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+
+    def embed(self, batch: Batch) -> Tensor:
+        """One vector a clip, B D: the mean of the backbone's tokens."""
+        return self.backbone(batch["video"][0]).tokens.mean(dim=1)  # B D
+
+    def before_step(self, now: Now) -> None:
+        """Called before each step: assign clusters, refresh a bank."""
+
+    def after_step(self, now: Now) -> None:
+        """Called after each step: move a teacher, clamp a temperature."""

@@ -1,0 +1,87 @@
+"""What a run says: lines and tables for people on the first process, `metrics.jsonl` and TensorBoard for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+"""For people: everything but results goes to standard error, and only the first process speaks."""
+
+
+def say(text: str, style: str | None = None) -> None:
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    say(f"warning: {text}", style="yellow")
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A table for the terminal: the first column is left-aligned, the others are numbers."""
+    grid = Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+class Metrics:
+    """Appends one JSON object a line to ``metrics.jsonl`` and, where TensorBoard is installed, writes its event files.
+
+    The file survives kills: a line is written whole and flushed; a torn last line is dropped on reading. Lines of
+    steps past `after` are dropped, since a resumed run writes them again.
+    """
+
+    def __init__(self, folder: Path, after: int = 0, tensorboard: bool = True) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        self._keep_until(after)
+        self.board = _summary_writer(folder / "tensorboard") if tensorboard else None
+
+    def write(self, step: int, **values: Any) -> None:
+        line = {"step": step, "time": round(time.time(), 3), **values}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    self.board.add_scalar(name, value, step)
+
+    def _keep_until(self, step: int) -> None:
+        lines = [line for line in read_metrics(self.path) if line["step"] <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; a line torn by a kill is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+    return lines
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))

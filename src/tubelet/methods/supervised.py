@@ -1,0 +1,65 @@
+"""A classifier on top of a backbone: for fine-tuning and, from a random start, for training with labels alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.learner import Backbone, Learner
+from tubelet.registry import register
+from tubelet.types import Batch, Output
+
+
+@register("supervised")
+class Supervised(Learner):
+    """Learns labels with cross-entropy, the way VideoMAE is fine-tuned.
+
+    The mean of the tokens goes through a norm of its own, dropout and a linear head that starts close to zero. The
+    backbone keeps its last norm, so that a fine-tuned encoder is used like any other.
+
+    Source: Tong et al. 2022, VideoMAE, https://arxiv.org/abs/2203.12602
+
+    Args:
+        backbone: what turns clips into tokens.
+        classes: how many there are.
+        dropout: share of the pooled values that is dropped before the head.
+        smoothing: label smoothing: the share of probability that is spread evenly over all classes.
+        head_scale: the head's first weights are multiplied by this.
+    """
+
+    needs_labels = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        dropout: float = 0.0,
+        smoothing: float = 0.1,
+        head_scale: float = 0.001,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fc_norm = nn.LayerNorm(backbone.dim, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(backbone.dim, classes)
+        self.smoothing = smoothing
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.weight.mul_(head_scale)
+
+    def logits(self, video: Tensor) -> Tensor:
+        """B C T H W in [0, 1] -> B K."""
+        pooled = self.backbone(video).tokens.mean(dim=1)  # B D
+        return self.head(self.dropout(self.fc_norm(pooled)))  # B K
+
+    def forward(self, batch: Batch, phase: str) -> Output:
+        labels = batch["label"]
+        labelled = labels >= 0
+        if not labelled.any():
+            return Output(None)
+        logits = self.logits(batch["video"][0]).float()  # B K
+        loss = functional.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=self.smoothing)
+        accuracy = (logits.argmax(dim=1) == labels)[labelled].float().mean()
+        return Output(loss, {"accuracy": accuracy.detach()})

@@ -1,0 +1,197 @@
+"""Which videos a task learns from and which it is judged on, and what it reports: the same rules for every task.
+
+A task never sees the labels of the test videos before it is judged: what it has to choose (a regularisation, a
+learning rate) it chooses on `folds` of the training videos. Every readable test video counts once, whatever the number
+of its views; an unreadable one is left out and counted, and nothing stands in for it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tubelet import draws
+from tubelet.checkpoint import write_atomically
+from tubelet.data.listing import Manifest, divide, few_labels
+from tubelet.learner import Backbone
+from tubelet.log import say, warn
+from tubelet.metrics.classification import judge
+from tubelet.types import TubeletError
+
+Result = dict[str, Any]
+"""What a task answers, ready for JSON: what `judge` returns, and ``seconds``, ``unreadable``, ``train_videos`` ..."""
+
+
+class Task(Interface):
+    """Judges a backbone. Options are the arguments of its constructor."""
+
+    def __call__(self, backbone: Backbone, protocol: Protocol, out: Path) -> Result: ...
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The terms of a comparison: two backbones under one protocol see the same videos, frames and labels.
+
+    Raises:
+        TubeletError: a split is empty, a video has no label, there is one class only, or a class to be judged is
+            not among the training videos.
+    """
+
+    train: Manifest
+    test: Manifest
+    clip: dict[str, Any]
+    """``frames``, ``stride``, ``reference_fps``, ``size``."""
+    test_clips: int = 1
+    test_crops: int = 1
+    seed: int = 0
+    workers: int = 0
+    batch: int = 32
+    cache: Path | None = None
+    """Folder for features, which are then computed once."""
+    flip: bool = True
+    """Whether a mirrored video keeps its class: False where left and right mean something."""
+
+    def __post_init__(self) -> None:
+        for name, manifest in (("train", self.train), ("test", self.test)):
+            if len(manifest) == 0:
+                raise TubeletError(f"the {name} split is empty{_of(manifest)}: give it rows in the column `split`")
+            unlabelled = [video.path for video in manifest.videos if video.label is None]
+            if unlabelled:
+                raise TubeletError(
+                    f"{len(unlabelled)} of {len(manifest)} {name} videos have no label{_of(manifest)} (the first is "
+                    f"{unlabelled[0]}): fill in the column `label`"
+                )
+        learnt = {video.label for video in self.train.videos}
+        if len(learnt) < 2:
+            raise TubeletError(f"there is only one class, {learnt.pop()!r}{_of(self.train)}: a task needs two or more")
+        strange = sorted({str(video.label) for video in self.test.videos if video.label not in learnt})
+        if strange:
+            raise TubeletError(f"no training video has the class {', '.join(map(repr, strange[:5]))} of a test video")
+        shared = set(self.train.groups) & set(self.test.groups)
+        if shared:
+            warn(f"{len(shared)} groups are in train and in test, such as {min(shared)}: the numbers will be too good")
+
+    @property
+    def classes(self) -> list[str]:
+        return self.train.classes
+
+    @classmethod
+    def from_manifest(
+        cls, manifest: Manifest, clip: dict[str, Any], *, labels_per_class: int | None = None, **options: Any
+    ) -> Protocol:
+        """Takes the splits of a manifest: ``train`` and ``test`` (else ``val``).
+
+        Without them a fifth of the labelled videos is kept for testing, by group and stratified by label, always the
+        same fifth. Videos without a label take no part.
+
+        Args:
+            manifest: the whole listing.
+            clip: as in `Protocol`.
+            labels_per_class: learn from that many videos of each class, drawn by the protocol's seed.
+            options: the other fields of `Protocol`.
+        """
+        judged = next((name for name in ("test", "val") if name in manifest.splits), None)
+        if judged is not None and "train" in manifest.splits:
+            train, test = _labelled(manifest.where("train")), _labelled(manifest.where(judged))
+        else:
+            train, test = divide(_labelled(manifest), 0.2, 0)
+            say(f"no train and test split{_of(manifest)}: {len(train)} videos to learn from, {len(test)} to judge on")
+        if labels_per_class is not None:
+            train = few_labels(train, labels_per_class, options.get("seed", 0))
+        return cls(train, test, clip, **options)
+
+
+def labels_of(manifest: Manifest, classes: list[str]) -> Tensor:
+    """N int64: the index of each video's label among `classes` (two manifests may number their own differently)."""
+    index = {name: k for k, name in enumerate(classes)}
+    return torch.tensor([index[str(video.label)] for video in manifest.videos])  # N
+
+
+def folds(manifest: Manifest, count: int, seed: int) -> Tensor:
+    """N int64: divides videos into `count` parts, each label spread evenly and no group in two parts.
+
+    Large groups are placed first, each into the part that has the fewest videos of its label, then the fewest in all.
+    """
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(manifest.groups):
+        members.setdefault(group, []).append(row)
+    everyone = list(members.values())
+    order = draws.generator(seed, "folds").permutation(len(members))
+    groups = sorted((everyone[i] for i in order), key=len, reverse=True)
+    labels = numpy.array(manifest.labels)
+    filled = numpy.zeros((count, len(manifest.classes)), dtype=numpy.int64)
+    part = torch.empty(len(manifest), dtype=torch.int64)
+    for rows in groups:
+        counts = numpy.bincount(labels[rows], minlength=len(manifest.classes))
+        best = int(numpy.lexsort((filled.sum(axis=1), filled[:, counts.argmax()]))[0])  # the last key counts first
+        filled[best] += counts
+        part[rows] = best
+    return part
+
+
+def quality(probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
+    """What settings are chosen by: accuracy, then minus the mean cross-entropy. Larger is better."""
+    loss = functional.nll_loss(probabilities.clamp(min=1e-9).log(), labels)
+    return (probabilities.argmax(dim=1) == labels).double().mean().item(), -loss.item()
+
+
+def conclude(
+    probabilities: Tensor,
+    readable: Tensor,
+    protocol: Protocol,
+    out: Path,
+    *,
+    started: float,
+    train_readable: Tensor | None = None,
+    **more: Any,
+) -> Result:
+    """Judges, and writes ``predictions.csv`` with one line for each readable test video.
+
+    Args:
+        probabilities: M K, one row for each *readable* test video, in the order of the manifest.
+        readable: N bool over all test videos.
+        started: `time.perf_counter` at the beginning of the task.
+        train_readable: N bool over the training videos, where they were counted.
+        more: goes into the result.
+    """
+    rows = readable.nonzero().flatten().tolist()
+    result = judge(probabilities, labels_of(protocol.test, protocol.classes)[rows], protocol.classes)
+    share, guess = probabilities.max(dim=1)
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["path", "label", "prediction", "probability", "id"])
+    for row, k, probability in zip(rows, guess.tolist(), share.tolist(), strict=True):
+        video = protocol.test.videos[row]
+        lines.writerow([video.path, video.label, protocol.classes[k], f"{probability:.6g}", row])
+    write_atomically(out / "predictions.csv", lambda file: _write(file, text.getvalue()))
+    counts = {"unreadable": len(readable) - len(rows), "train_videos": len(protocol.train)}
+    if train_readable is not None:
+        counts |= {"unreadable_train": int((~train_readable).sum()), "train_videos": int(train_readable.sum())}
+    return {**result, **counts, **more, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8", newline="")
+
+
+def _labelled(manifest: Manifest) -> Manifest:
+    rows = [row for row, video in enumerate(manifest.videos) if video.label is not None]
+    if not rows:
+        raise TubeletError(f"no video has a label{_of(manifest)}: this task needs the column `label`")
+    if len(rows) < len(manifest):
+        say(f"{len(manifest) - len(rows)} of {len(manifest)} videos have no label and take no part")
+    return manifest.take(rows)
+
+
+def _of(manifest: Manifest) -> str:
+    return f" in {manifest.source}" if manifest.source else ""

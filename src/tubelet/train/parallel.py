@@ -1,0 +1,42 @@
+"""Precision and processes: how a learner is run on the hardware at hand."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tubelet import dist
+from tubelet.learner import Learner
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """Autocast to bfloat16 when asked for, or ("auto") where the hardware multiplies matrices in it."""
+    if precision == "bfloat16" or (precision == "auto" and has_bfloat16(device)):
+        return torch.autocast(device.type, torch.bfloat16)  # type: ignore[return-value]
+    return nullcontext()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 by itself: AMX on a CPU, Ampere or later on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()
+
+
+def distribute(learner: Learner, device: torch.device) -> nn.Module:
+    """The learner on its device, inside DistributedDataParallel when there are several processes."""
+    learner.to(device)
+    if dist.world_size() == 1:
+        return learner
+    return DistributedDataParallel(
+        learner,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=len(learner.phases) > 1,
+        gradient_as_bucket_view=True,
+    )

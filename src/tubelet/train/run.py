@@ -1,0 +1,206 @@
+"""A run: from a resolved recipe to a folder with a trained encoder, and back from the folder to the learner."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+
+from tubelet import dist, registry
+from tubelet.checkpoint import load_backbone, load_weights, read_about, write_atomically, write_json
+from tubelet.data.listing import Manifest, read_manifest
+from tubelet.data.loader import Clips
+from tubelet.learner import Backbone, Learner
+from tubelet.log import say
+from tubelet.train.fit import Fitted, Judge, fit
+from tubelet.types import TubeletError
+
+FREE = {("train", "workers"), ("train", "quiet"), ("train", "log_steps"), ("train", "save")}
+"""Settings that may change between two starts of one run: they do not change its result."""
+
+
+class Recipe(Protocol):
+    """What a run needs to know of a recipe (`tubelet.recipe.Recipe` is one)."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> Mapping[str, Any]: ...
+    @property
+    def backbone(self) -> Mapping[str, Any]: ...
+    @property
+    def learner(self) -> Mapping[str, Any]: ...
+    @property
+    def train(self) -> Mapping[str, Any]: ...
+    def to_yaml(self) -> str: ...
+
+
+def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None = None) -> Fitted:
+    """Does what a recipe says, in the folder ``out``; when ``out`` holds a part of it, goes on from there.
+
+    Raises:
+        TubeletError: ``out`` holds another recipe's run, or the parts of the recipe do not fit together.
+    """
+    dist.start()
+    claim(recipe, out)
+    clips = make_clips(recipe)
+    torch.manual_seed(recipe.seed)
+    learner = make_learner(recipe, clips.manifest)
+    check(learner, clips)
+    about: dict[str, Any] = {"learner": dict(recipe.learner)}
+    if learner.needs_labels:
+        about["classes"] = clips.manifest.classes
+    parameters = {
+        "backbone": sum(p.numel() for p in learner.backbone.parameters()),
+        "learner": sum(p.numel() for p in learner.parameters()),
+    }
+    say(
+        f"{recipe.learner['name']} on {len(clips.manifest)} videos: {parameters['backbone'] / 1e6:.2f} M weights in the "
+        f"backbone, {parameters['learner'] / 1e6:.2f} M in all, on {describe_machine()} -> {out}"
+    )
+    cost = {
+        "manifest": str(recipe.data["manifest"]),
+        "fingerprint": clips.manifest.fingerprint,
+        "parameters": parameters,
+    }
+    write_provenance(out, recipe.seed, **cost)
+    fitted = fit(learner, clips, out, **recipe.train, seed=recipe.seed, about=about, judges=judges)
+    write_provenance(
+        out, recipe.seed, **cost, seconds=round(fitted.seconds, 1), steps=fitted.steps, clips_seen=fitted.clips_seen,
+        loss=fitted.loss, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )  # fmt: skip
+    return fitted
+
+
+def claim(recipe: Recipe, out: Path) -> None:
+    """Writes the recipe into ``out``, or makes sure that it is the one that is there."""
+    path = out / "recipe.yaml"
+    if path.exists():
+        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(recipe.to_yaml())
+        for section in ("seed", "data", "backbone", "learner", "train"):
+            difference = _difference(before.get(section), now.get(section), section)
+            if difference:
+                raise TubeletError(
+                    f"{out} holds a run of another recipe: {difference}. Choose another folder with --out"
+                )
+    elif out.exists() and any(out.iterdir()):
+        raise TubeletError(f"{out} holds something that is not a run: choose another folder with --out")
+    if dist.is_main():
+        text = recipe.to_yaml()
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    dist.barrier()
+
+
+def _difference(before: Any, now: Any, name: str) -> str | None:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if tuple(name.split(".")) + (key,) not in FREE:
+                found = _difference(before.get(key), now.get(key), f"{name}.{key}")
+                if found:
+                    return found
+        return None
+    return None if before == now else f"{name} is {before!r} there and {now!r} here"
+
+
+def make_clips(recipe: Recipe) -> Clips:
+    options = dict(recipe.data)
+    manifest = read_manifest(options.pop("manifest"), options.pop("split", None))
+    return Clips(manifest, seed=recipe.seed, **options)
+
+
+def make_backbone(recipe: Recipe) -> Backbone:
+    """The backbone of a recipe, with random weights or those of the run that ``backbone.init`` names."""
+    config = dict(recipe.backbone)
+    init = config.pop("init", None)
+    backbone: Backbone = registry.build("backbones", config.pop("name"), **config)
+    if init is not None:
+        source = load_backbone(init)
+        theirs, ours = source.config | {"drop_path": None}, backbone.config | {"drop_path": None}
+        if theirs != ours:
+            raise TubeletError(f"backbone.init {init} does not fit: {_difference(theirs, ours, 'backbone')}")
+        backbone.load_state_dict(source.state_dict())
+    return backbone
+
+
+def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
+    """The learner of a recipe; a supervised one gets as many classes as the manifest has."""
+    options = dict(recipe.learner)
+    name = options.pop("name")
+    found = registry.find("methods", name)
+    if found.needs_labels:
+        if len(manifest.classes) < 2 or all(label < 0 for label in manifest.labels):
+            raise TubeletError(
+                f"{manifest.source} has {len(manifest.classes)} classes in its `label` column, and {name} needs two or more"
+            )
+        options["classes"] = len(manifest.classes)
+    return found(make_backbone(recipe), **options)
+
+
+def check(learner: Learner, clips: Clips) -> None:
+    """Finds out before the first decode whether learner, backbone and clips fit together."""
+    if clips.views != learner.views:
+        raise TubeletError(
+            f"{type(learner).__name__} needs {learner.views} views of each video: set data.views to {learner.views}"
+        )
+    learner.backbone.grid(clips.frames, clips.size, clips.size)
+
+
+def load_learner(run: Path) -> Learner:
+    """The whole trained learner of a run, decoder or head included, in evaluation mode.
+
+    Raises:
+        TubeletError: ``run`` is not the folder of a run, or its weights do not fit.
+    """
+    about = read_about(run)
+    backbone, options = dict(about["backbone"]), dict(about.get("learner", {}))
+    if "name" not in options or not (Path(run) / "learner.safetensors").exists():
+        raise TubeletError(f"{run} has an encoder alone, without the learner that trained it")
+    if "classes" in about:
+        options["classes"] = len(about["classes"])
+    built = registry.build("backbones", backbone.pop("name"), **backbone)
+    learner: Learner = registry.build("methods", options.pop("name"), backbone=built, **options)
+    load_weights(learner, Path(run) / "learner.safetensors")
+    return learner.eval()
+
+
+def write_provenance(out: Path, seed: int, **facts: Any) -> None:
+    """Writes where a run came from and what it cost; the time and command of its first start are kept."""
+    if not dist.is_main():
+        return
+    path = out / "provenance.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    first = {
+        "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+        "command": before.get("command", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+    }
+    packages = ("tubelet", "torch", "numpy", "av")
+    here = {
+        "machine": describe_machine(),
+        "processes": dist.world_size(),
+        "versions": {p: _version(p) for p in packages},
+    }
+    write_json(path, {**before, **first, "seed": seed, **here, **facts})
+
+
+def describe_machine() -> str:
+    """The hardware in a few words."""
+    if torch.cuda.is_available():
+        return f"{dist.world_size()} x {torch.cuda.get_device_name()}"
+    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

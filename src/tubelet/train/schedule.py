@@ -1,0 +1,47 @@
+"""Durations and learning rates: pure functions of the step, so nothing has to be saved or restored."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from tubelet.types import TubeletError
+
+_DURATION = re.compile(r"\s*([\d.]+)\s*([kKmM]?)\s*(epochs?|steps?|%)\s*")
+
+
+def steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:
+    """How many steps "40 epochs", "10k steps" or "5 %" (of `total`) are; at least 1 unless the number is 0.
+
+    Raises:
+        TubeletError: it is not such a duration.
+    """
+    match = _DURATION.fullmatch(duration)
+    if match is None or (match[3] == "%" and total is None):
+        raise TubeletError(f"{duration!r} is not a duration: write it like '40 epochs', '10k steps' or '5 %'")
+    try:
+        number = float(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2].lower()]
+    except ValueError as error:
+        raise TubeletError(f"{match[1]!r} in {duration!r} is not a number") from error
+    unit = {"e": steps_per_epoch, "s": 1, "%": (total or 0) / 100}[match[3][0]]
+    return max(1, round(number * unit)) if number else 0
+
+
+def due(when: str, step: int, steps_per_epoch: int, total: int) -> bool:
+    """Whether something that happens "every 10 epochs", "every 5 %" or at the "end" happens after `step` steps.
+
+    What happens every so often happens at the end too.
+    """
+    if when == "end":
+        return step == total
+    if not when.startswith("every "):
+        raise TubeletError(f"{when!r} is not a schedule: write it like 'every 10 epochs', 'every 5 %' or 'end'")
+    return step == total or step % max(1, steps(when.removeprefix("every "), steps_per_epoch, total)) == 0
+
+
+def warmup_cosine(step: int, total: int, warmup: int, peak: float, low: float) -> float:
+    """The learning rate of `step`: a straight line from 0 to `peak` over `warmup` steps, then half a cosine to `low`."""
+    if step < warmup:
+        return peak * step / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,95 @@
+"""All that changes while a learner is trained: saved whole, restored whole."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tubelet import dist
+from tubelet.checkpoint import latest_state, save_backbone, save_state, save_weights
+from tubelet.learner import Learner
+from tubelet.types import TubeletError
+
+
+class RunState:
+    """A learner, its optimisers and how far they are, tied to the folder that they are saved in.
+
+    Args:
+        identity: what makes two runs the same; a checkpoint with another identity is refused.
+        about: written into backbone.json.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        learner: Learner,
+        optimisers: dict[str, torch.optim.AdamW],
+        identity: dict[str, Any],
+        about: dict[str, Any],
+    ) -> None:
+        self.out, self.learner, self.optimisers = out, learner, optimisers
+        self.identity, self.about = identity, about
+        self.step = 0
+        self.seconds = 0.0
+        self.loss = math.nan
+        self.unreadable: dict[str, str] = {}
+
+    def save(self) -> None:
+        """Writes a checkpoint to go on from, and the weights to use. Every process must call it."""
+        random_states = dist.gather(_random_state())
+        if not dist.is_main():
+            return
+        state = {
+            "learner": self.learner.state_dict(),
+            "optimisers": {phase: optimiser.state_dict() for phase, optimiser in self.optimisers.items()},
+            "random": random_states,
+            "identity": self.identity,
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "unreadable": self.unreadable,
+        }
+        save_state(self.out / "checkpoint.pt", state)
+        save_backbone(self.out, self.learner.backbone, step=self.step, **self.about)
+        save_weights(self.out / "learner.safetensors", self.learner)
+
+    def restore(self) -> None:
+        """Goes back to the newest readable checkpoint, if there is one.
+
+        Raises:
+            TubeletError: the checkpoint is of a run with other settings or data.
+        """
+        state = latest_state(self.out)
+        if state is None:
+            return
+        for name, value in self.identity.items():
+            theirs = state["identity"].get(name)
+            if theirs != value:
+                raise TubeletError(
+                    f"{self.out} holds a run with {name} {theirs}, not {value}: choose another folder with --out, "
+                    "or go back to the settings and data that it was started with"
+                )
+        self.learner.load_state_dict(state["learner"])
+        for phase, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][phase])
+        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+        self.unreadable = dict(state["unreadable"])
+        random_states = state["random"]
+        _restore_random(random_states[dist.rank() % len(random_states)])
+
+
+def _random_state() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+
+from tubelet.data import inspect, read
+from tubelet.data.inspect import scan, write_unreadable
+from tubelet.types import TubeletError
+from videos import make_video
+
+FIXTURES = Path(__file__).parents[3] / "shared/data/fixtures"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> bytes:
+    return make_video(tmp_path_factory.mktemp("clip") / "a.mp4", 15, fps=15).read_bytes()
+
+
+def grow(folder: Path, data: bytes, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_labels_from_folders(tmp_path, clip, workers):
+    grow(tmp_path, clip, "jump/a.mp4", "jump/b.MP4", "run/c.mp4", "top.mp4")
+    grow(tmp_path, b"", "run/zero.mp4")
+    grow(tmp_path, b"x", "run/._c.mp4", ".hidden/d.mp4", "run/notes.txt", "run/Thumbs.db")
+    found = scan(tmp_path, workers)
+    assert [(v.path.name, v.label, v.split) for v in found.manifest] == [
+        ("a.mp4", "jump", None), ("b.MP4", "jump", None), ("c.mp4", "run", None), ("top.mp4", None, None),
+    ]  # fmt: skip
+    assert [(path.name, reason) for path, reason in found.unreadable] == [
+        ("zero.mp4", "the file is empty (zero bytes)")
+    ]
+    assert len(found.infos) == len(found.manifest)
+    summary = dict(found.summary())
+    assert (summary["videos"], summary["unreadable"], summary["sizes"]) == ("4", "1", "64x48")
+    assert summary["classes"] == "2, 1 to 2 videos each"
+
+
+def test_one_folder_has_no_labels(tmp_path, clip):
+    grow(tmp_path, clip, "all/10.mp4", "all/9.mp4")
+    found = scan(tmp_path, 0)
+    assert [(v.path.name, v.label) for v in found.manifest] == [("9.mp4", None), ("10.mp4", None)]
+    assert dict(found.summary())["classes"] == "none: no labels"
+
+
+def test_first_level_as_split(tmp_path, clip):
+    grow(tmp_path, clip, "train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4")
+    found = scan(tmp_path, 0)
+    assert [(v.split, v.label) for v in found.manifest] == [("train", "a"), ("train", "b"), ("val", "a")]
+    assert dict(found.summary())["splits"] == "train (2), val (1)"
+
+
+def test_links_that_go_round_end(tmp_path, clip):
+    grow(tmp_path, clip, "a/1.mp4")
+    (tmp_path / "a/again").symlink_to(tmp_path)
+    assert len(scan(tmp_path, 0).manifest) == 1
+
+
+def test_a_list(tmp_path, clip):
+    grow(tmp_path, clip, "my clip.mp4", "b.mp4")
+    (tmp_path / "list.txt").write_text("my clip.mp4 1\nb.mp4 0\ngone.mp4 2\n")
+    found = scan(tmp_path / "list.txt", 0)
+    assert [(v.path.name, v.label) for v in found.manifest] == [("my clip.mp4", "1"), ("b.mp4", "0")]
+    assert found.unreadable == [(tmp_path / "gone.mp4", "no such file")]
+    assert found.manifest.classes == ["0", "1", "2"]
+
+
+def test_spans_of_a_manifest(tmp_path, clip):
+    grow(tmp_path, clip, "a.mp4", "b.mp4")
+    (tmp_path / "m.csv").write_text("path,start_s,end_s\na.mp4,0,0.5\na.mp4,0.5,1\nb.mp4,7,8\n")
+    found = scan(tmp_path / "m.csv", 0)
+    assert len(found.manifest) == 2
+    assert dict(found.summary())["seconds each"] == "0.50 to 0.50, median 0.50"
+    assert "starts at 7 s" in found.unreadable[0][1]
+
+
+def test_mistakes_get_one_clear_line(tmp_path):
+    with pytest.raises(TubeletError, match="no such folder"):
+        scan(tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TubeletError, match="no videos in"):
+        scan(tmp_path / "empty")
+    grow(tmp_path, b"words and words", "bad/a.mp4")
+    with pytest.raises(TubeletError, match=r"none of the 1 videos .* a\.mp4: a text file"):
+        scan(tmp_path / "bad", 0)
+
+
+def test_a_crash_of_the_decoder_costs_one_file(tmp_path, clip, monkeypatch):
+    grow(tmp_path, clip, *[f"{n}.mp4" for n in range(12)], "kills.mp4")
+    check = read.check
+
+    def fragile(path: Path) -> read.VideoInfo:
+        if path.name == "kills.mp4":
+            os._exit(11)
+        return check(path)
+
+    monkeypatch.setattr(inspect.read, "check", fragile)
+    if inspect.sys.platform != "linux":
+        pytest.skip("the stand-in reaches forked workers only")
+    found = scan(tmp_path, 2)
+    assert len(found.manifest) == 12
+    assert [(p.name, reason) for p, reason in found.unreadable] == [("kills.mp4", inspect.CRASHED)]
+
+
+def test_a_surprise_costs_one_file(tmp_path, clip, monkeypatch):
+    grow(tmp_path, clip, "a.mp4", "b.mp4")
+    check = read.check
+
+    def surprising(path: Path) -> read.VideoInfo:
+        if path.name == "a.mp4":
+            raise MemoryError("too large\nby far")
+        return check(path)
+
+    monkeypatch.setattr(inspect.read, "check", surprising)
+    found = scan(tmp_path, 0)
+    assert [reason for _, reason in found.unreadable] == ["MemoryError: too large"]
+
+
+def test_write_unreadable(tmp_path):
+    write_unreadable(tmp_path / "deep/u.csv", [(Path("/a, b.mp4"), "it is, well, empty")])
+    rows = list(csv.reader((tmp_path / "deep/u.csv").open()))
+    assert rows == [["path", "reason"], ["/a, b.mp4", "it is, well, empty"]]
+
+
+@pytest.mark.skipif(not FIXTURES.is_dir(), reason="the shared fixtures are absent")
+def test_real_files():
+    found = scan(FIXTURES / "ucf101", 2)
+    assert (len(found.manifest), found.unreadable) == (17, [])
+    assert found.manifest.classes == ["ApplyEyeMakeup", "BenchPress", "Biking", "Diving", "Punch"]

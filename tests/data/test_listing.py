@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tubelet.data.listing import (
+    Manifest,
+    Video,
+    divide,
+    few_labels,
+    natural_sort,
+    read_manifest,
+    write_manifest,
+)
+from tubelet.types import TubeletError
+
+
+def written(folder: Path, text: str | bytes, name: str = "clips.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_csv_with_every_column(tmp_path):
+    text = "path,start_s,end_s,label,group,split,mood\na.mp4,1.5,3,jump,g1,train,glad\nsub/b c.mp4,,,,,val,\n"
+    manifest = read_manifest(written(tmp_path, text))
+    assert manifest[0] == Video(tmp_path / "a.mp4", 1.5, 3.0, "jump", "g1", "train")
+    assert manifest[0].extra == {"mood": "glad"}
+    assert manifest[1] == Video(tmp_path / "sub/b c.mp4", split="val")
+    assert (manifest.classes, manifest.labels) == (["jump"], [0, -1])
+    assert manifest.groups == ["g1", str(tmp_path / "sub/b c.mp4")]
+    assert manifest.splits == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\na.mp4,3\n",
+        "\ufeffpath,label\r\na.mp4,3\r\n",
+        "\n\npath , label\n a.mp4 ,3\n\n",
+        "path;label\na.mp4;3\n",
+        "path\tlabel\na.mp4\t3\n",
+        '"path","label"\n"a.mp4","3"\n',
+        "label,path\n3,a.mp4",
+        "a.mp4 3\n",
+        "\ufeffa.mp4 3\r\n\r\n",
+        "a.mp4\t3",
+    ],
+)
+def test_many_ways_to_say_the_same(tmp_path, text):
+    (video,) = read_manifest(written(tmp_path, text)).videos
+    assert (video.path, video.label) == (tmp_path / "a.mp4", "3")
+
+
+def test_list_with_spaces_unicode_and_absolute_paths(tmp_path):
+    text = "my holiday/día 1.mp4 12\n/data/b.MP4 0\nv1.5 x.mp4 -1\nno_ending 4\nonly a path.mkv\nC:\\v\\a.mp4 7\n"
+    manifest = read_manifest(written(tmp_path, text, "train.txt"))
+    assert [str(v.path.relative_to(tmp_path)) for v in manifest if v.path.is_relative_to(tmp_path)] == [
+        "my holiday/día 1.mp4", "v1.5 x.mp4", "no_ending", "only a path.mkv", "C:\\v\\a.mp4",
+    ]  # fmt: skip
+    assert manifest[1].path == Path("/data/b.MP4")
+    assert [v.label for v in manifest] == ["12", "0", "-1", "4", None, "7"]
+
+
+def test_quoted_comma_and_path_above_the_manifest(tmp_path):
+    manifest = read_manifest(written(tmp_path, 'path,label\n"a, b.mp4","x, y"\n../c.mp4,z\n'))
+    assert manifest[0].path.name == "a, b.mp4"
+    assert manifest[0].label == "x, y"
+    assert manifest[1].path == tmp_path.parent / "c.mp4"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        ("path,label\n", "lists no videos"),
+        ("paths,label\na.mp4,1\n", "no column `path`; did you mean 'paths'?"),
+        ("video,label\na.mp4,1\n", "no column `path`; there are: label, video"),
+        ("path,start_s\na.mp4,soon\n", "line 2, column start_s: 'soon' is not a number of seconds"),
+        ("path,end_s\na.mp4,nan\n", "line 2, column end_s"),
+        ("path,start_s\na.mp4,1\nb.mp4,-2\n", "line 3, column start_s"),
+        ("path,start_s,end_s\na.mp4,4,4\n", "line 2: end_s (4) is not after start_s (4)"),
+        ("path,label\na, b.mp4,1\n", "line 2: 3 cells under 2 columns"),
+        ("path,label\n,1\n", "line 2: the path is empty"),
+        ("path,label,label\na.mp4,1,2\n", "'label' twice"),
+        ("a.mp4 1\nwhat is this line\n", "line 2: expected `path label`"),
+        (b"\xff\xfe\x00\x81binary", "not UTF-8"),
+    ],
+)
+def test_mistakes_get_one_clear_line(tmp_path, text, message):
+    with pytest.raises(TubeletError) as caught:
+        read_manifest(written(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(TubeletError, match="no such manifest"):
+        read_manifest(tmp_path / "gone.csv")
+    with pytest.raises(TubeletError, match="tubelet data scan"):
+        read_manifest(tmp_path)
+
+
+def test_split(tmp_path):
+    path = written(tmp_path, "path,label,split\na.mp4,x,train\nb.mp4,y,test\nc.mp4,x,train\n")
+    train, test = read_manifest(path, "train"), read_manifest(path, "test")
+    assert (len(train), len(test)) == (2, 1)
+    assert train.classes == test.classes == ["x", "y"]
+    assert test.labels == [1]
+    with pytest.raises(TubeletError, match="no split 'trian'; did you mean 'train'"):
+        read_manifest(path, "trian")
+    with pytest.raises(TubeletError, match="absent or empty"):
+        read_manifest(written(tmp_path, "path\na.mp4\n", "b.csv"), "train")
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_written_is_read_back(tmp_path, name):
+    videos = [
+        Video(tmp_path / "in/a, 1.mp4", 0.1, 2.75, "10", "g", "train", {"note": "é"}),
+        Video(tmp_path / "b.mp4", label="9", split="val"),
+        Video(Path("/elsewhere/c.mp4"), extra={"other": "1"}),
+    ]
+    path = tmp_path / name
+    write_manifest(path, Manifest(videos))
+    back = read_manifest(path)
+    assert back.videos == videos
+    assert back.classes == ["9", "10"]
+    assert back[0].extra["note"] == "é"
+    assert back.fingerprint == Manifest(videos, source=path).fingerprint
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+    if name.endswith("csv"):
+        assert '"in/a, 1.mp4",0.1' in path.read_text()
+
+
+def test_folder_and_manifest_move_together(tmp_path):
+    (tmp_path / "one").mkdir()
+    write_manifest(tmp_path / "one/m.csv", Manifest([Video(tmp_path / "one/a.mp4", label="x")]))
+    before = read_manifest(tmp_path / "one/m.csv")
+    (tmp_path / "one").rename(tmp_path / "two")
+    after = read_manifest(tmp_path / "two/m.csv")
+    assert after[0].path == tmp_path / "two/a.mp4"
+    assert after.fingerprint == before.fingerprint
+    assert after.fingerprint != Manifest([Video(tmp_path / "two/b.mp4", label="x")], source=after.source).fingerprint
+
+
+def test_empty_columns_are_left_out(tmp_path):
+    write_manifest(tmp_path / "m.csv", Manifest([Video(tmp_path / "a.mp4")]))
+    assert (tmp_path / "m.csv").read_text() == "path\na.mp4\n"
+
+
+def test_parquet_mistakes(tmp_path, monkeypatch):
+    with pytest.raises(TubeletError, match="not a Parquet file"):
+        read_manifest(written(tmp_path, "path\n", "a.parquet"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(TubeletError, match=r"tubelet\[table\]"):
+        read_manifest(tmp_path / "a.parquet")
+
+
+def test_parquet_numbers_as_labels(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"path": ["a.mp4", "b.mp4"], "label": [3.0, None], "start_s": [None, 1.5]})
+    parquet.write_table(table, tmp_path / "m.parquet")
+    manifest = read_manifest(tmp_path / "m.parquet")
+    assert [v.label for v in manifest] == ["3", None]
+    assert [v.start_s for v in manifest] == [None, 1.5]
+
+
+def test_natural_sort():
+    assert natural_sort(["10", "2", "b10", "B9", "a"]) == ["2", "10", "a", "B9", "b10"]
+
+
+@given(st.lists(st.text(), unique=True))
+def test_natural_sort_takes_any_words(words):
+    assert sorted(natural_sort(words)) == sorted(words)
+    assert natural_sort(words) == natural_sort(reversed(words))
+
+
+def labelled(classes: dict[str, int], groups: int = 0) -> Manifest:
+    names = [name for name, count in classes.items() for _ in range(count)]
+    return Manifest(
+        Video(Path(f"/v/{i}.mp4"), label=name, group=f"g{i % groups}" if groups else None)
+        for i, name in enumerate(names)
+    )
+
+
+def test_few_labels():
+    manifest = labelled({"a": 20, "b": 20, "c": 3})
+    few, more = few_labels(manifest, 5, seed=0), few_labels(manifest, 10, seed=0)
+    assert Counter(v.label for v in few) == {"a": 5, "b": 5, "c": 3}
+    assert {v.path for v in few} < {v.path for v in more}
+    assert few.classes == manifest.classes
+    assert few_labels(manifest, 5, seed=1).videos != few.videos
+    assert few_labels(manifest, 5, seed=0).videos == few.videos
+    with pytest.raises(TubeletError, match="no labels"):
+        few_labels(Manifest([Video(Path("/a.mp4"))]), 5, seed=0)
+    with pytest.raises(TubeletError, match="1 or more"):
+        few_labels(manifest, 0, seed=0)
+
+
+def test_divide_by_class():
+    manifest = labelled({"a": 50, "b": 10, "c": 2, "d": 1})
+    rest, share = divide(manifest, 0.2, seed=3)
+    assert Counter(v.label for v in share) == {"a": 10, "b": 2, "c": 1}
+    assert sorted(str(v.path) for v in [*rest, *share]) == sorted(str(v.path) for v in manifest)
+    assert divide(manifest, 0.2, seed=3)[1].videos == share.videos
+    assert divide(manifest, 0.2, seed=4)[1].videos != share.videos
+
+
+def test_divide_never_splits_a_group():
+    manifest = labelled({"a": 60, "b": 60}, groups=8)
+    rest, share = divide(manifest, 0.25, seed=0)
+    assert not set(rest.groups) & set(share.groups)
+    assert len(set(share.groups)) == 2
+    assert {v.label for v in share} == {"a", "b"}
+
+
+def test_divide_always_leaves_both_sides():
+    rest, share = divide(labelled({"a": 4}, groups=2), 0.01, seed=0)
+    assert rest and share
+    with pytest.raises(TubeletError, match="one group only"):
+        divide(labelled({"a": 4}, groups=1), 0.5, seed=0)
+    with pytest.raises(TubeletError, match="between 0 and 1"):
+        divide(labelled({"a": 4}), 1.0, seed=0)
+
+
+def test_no_torch_at_import():
+    code = "import sys, tubelet.data.listing; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

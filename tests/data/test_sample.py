@@ -1,0 +1,123 @@
+import math
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tubelet.data import sample
+
+SECONDS = st.floats(0.01, 60)
+RATES = st.sampled_from([1.0, 12.5, 15.0, 23.976, 25.0, 29.97, 30.0, 50.0, 60.0])
+FRAMES = st.integers(1, 40)
+GAPS = st.sampled_from([1 / 60, 1 / 30, 2 / 30, 4 / 30, 0.04, 0.5])
+SEEDS = st.integers(0, 2**32)
+
+
+def shown(times, fps):
+    """The numbers of the frames on display, and how far from their middles the times are."""
+    return numpy.floor(times * fps).astype(int).tolist()
+
+
+def all_samplers(duration_s, fps, frames, gap_s, seed):
+    generator = numpy.random.default_rng(seed)
+    return [
+        sample.random_clip(duration_s, fps, frames, gap_s, generator),
+        sample.dense(duration_s, fps, frames, gap_s, generator),
+        sample.segments(duration_s, fps, frames, generator),
+        sample.segments(duration_s, fps, frames),
+        *sample.grid(duration_s, fps, frames, gap_s, 1),
+        *sample.grid(duration_s, fps, frames, gap_s, 3),
+    ]
+
+
+@given(SECONDS, RATES, FRAMES, GAPS, SEEDS)
+def test_times_rise_and_lie_within_the_video(duration_s, fps, frames, gap_s, seed):
+    for times in all_samplers(duration_s, fps, frames, gap_s, seed):
+        assert times.shape == (frames,) and times.dtype == numpy.float64
+        assert (numpy.diff(times) >= 0).all()
+        assert times[0] >= 0 and times[-1] <= duration_s
+
+
+@given(st.integers(1, 500), RATES, FRAMES, GAPS, SEEDS)
+def test_times_are_the_middles_of_frames(count, fps, frames, gap_s, seed):
+    for times in all_samplers(count / fps, fps, frames, gap_s, seed):
+        places = times * fps
+        assert numpy.allclose(places - numpy.floor(places), 0.5, atol=1e-6)
+        assert shown(times, fps)[-1] < count
+
+
+@given(st.integers(1, 500), RATES, FRAMES, st.integers(1, 8), SEEDS)
+def test_a_random_clip_is_videomae_s(count, fps, frames, stride, seed):
+    """`off + i * stride` with `off` in 0..N - T * stride; in short files from 0, and then the last frame again."""
+    chosen = shown(sample.random_clip(count / fps, fps, frames, stride / fps, numpy.random.default_rng(seed)), fps)
+    room = max(0, count - frames * stride)
+    assert 0 <= chosen[0] <= room
+    assert chosen == [min(chosen[0] + i * stride, count - 1) for i in range(frames)]
+
+
+def test_every_start_that_fits_is_drawn():
+    generator = numpy.random.default_rng(0)
+    starts = [shown(sample.random_clip(20 / 30, 30, 4, 4 / 30, generator), 30)[0] for _ in range(500)]
+    counts = numpy.bincount(starts)
+    assert len(counts) == 5 and counts.min() > 60
+
+
+@given(st.integers(1, 500), FRAMES, st.integers(1, 8), SEEDS)
+def test_dense_is_videomae_s(count, frames, stride, seed):
+    chosen = shown(sample.dense(count / 25, 25, frames, stride / 25, numpy.random.default_rng(seed)), 25)
+    window = frames * stride
+    if count > window:
+        end = chosen[0] + window
+        assert chosen == numpy.linspace(end - window, end, frames).clip(0, end - 1).astype(int).tolist()
+        assert end <= count
+    else:
+        spread = numpy.linspace(0, count, max(1, count // stride))
+        padded = numpy.concatenate([spread, numpy.full(frames - len(spread), count)])
+        assert chosen == padded.clip(0, count - 1).astype(int).tolist()
+
+
+@given(st.integers(1, 500), FRAMES, SEEDS)
+def test_segments_take_one_frame_of_each_part(count, frames, seed):
+    drawn = shown(sample.segments(count / 30, 30, frames, numpy.random.default_rng(seed)), 30)
+    centres = shown(sample.segments(count / 30, 30, frames), 30)
+    for k in range(frames):
+        first, last = math.floor(k * count / frames), math.ceil((k + 1) * count / frames)
+        assert first <= drawn[k] <= last
+        assert centres[k] == min(math.floor((k + 0.5) * count / frames + 1e-6), count - 1)
+
+
+@given(st.integers(1, 500), FRAMES, st.integers(1, 8), st.integers(1, 6))
+def test_a_grid_spans_the_video(count, frames, stride, clips):
+    grid = [shown(times, 30) for times in sample.grid(count / 30, 30, frames, stride / 30, clips)]
+    room = max(0, count - frames * stride)
+    starts = [chosen[0] for chosen in grid]
+    if clips == 1:
+        assert starts == [room // 2]
+    else:
+        assert starts[0] == 0 and starts[-1] == room
+        gaps = numpy.diff(starts)
+        assert gaps.max() - gaps.min() <= 1
+    for chosen in grid:
+        assert chosen == [min(chosen[0] + i * stride, count - 1) for i in range(frames)]
+
+
+@pytest.mark.parametrize(("fps", "expected"), [(30, [0, 4, 8, 12]), (15, [0, 2, 4, 6]), (60, [0, 8, 16, 24])])
+def test_a_clip_lasts_equally_long_at_any_frame_rate(fps, expected):
+    gap_s = sample.step_s(4, 30.0, fps)
+    assert shown(sample.grid(16 / 30, fps, 4, gap_s)[0], fps) == expected
+
+
+def test_reference_rate_0_counts_the_files_own_frames():
+    assert sample.step_s(4, 0, 50.0) == pytest.approx(0.08)
+
+
+def test_a_gap_that_is_no_whole_number_of_frames_takes_what_is_on_display():
+    gap_s = sample.step_s(1, 30.0, 25.0)  # 0.833 frames
+    assert shown(sample.grid(1.0, 25.0, 6, gap_s, 2)[0], 25.0) == [0, 0, 1, 2, 3, 4]
+
+
+def test_a_short_video_repeats_its_last_frame():
+    generator = numpy.random.default_rng(0)
+    assert shown(sample.random_clip(10 / 30, 30, 6, 4 / 30, generator), 30) == [0, 4, 8, 9, 9, 9]
+    assert shown(sample.segments(2 / 30, 30, 4), 30) == [0, 0, 1, 1]

@@ -1,0 +1,120 @@
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from report.fake_run import EVIL, fill
+from tubelet.report import figures
+from tubelet.report.page import gather, summarise, write_report
+from tubelet.types import TubeletError
+
+
+class Page(HTMLParser):
+    """The elements and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", " ".join(Page(page).text))
+
+
+def test_whole_page_is_self_contained(run, films):
+    fill(run, [EVIL, "up_and_down"])
+    page = write_report(run, gather(run, films)).read_text()
+    tags = Page(page).tags
+    assert "http:" not in page
+    assert "https:" not in page
+    attributes = [pair for _, attributes in tags for pair in attributes.items()]
+    addresses = [value for name, value in attributes if name.split(":")[-1] in ("src", "href")]
+    assert len(addresses) > 20
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert all(address.startswith(("data:", "#")) for address in re.findall(r"url\(([^)]*)\)", page))
+    assert not any(tag in ("link", "iframe", "object") for tag, _ in tags)
+    assert sum(tag == "video" for tag, _ in tags) == 4
+    assert [tag for tag, _ in tags].count("script") == 2  # the map's clips and the few lines that show them
+
+
+def test_names_from_files_are_escaped(run, films):
+    fill(run, [EVIL, "up_and_down"])
+    (run / "recipe.yaml").write_text(f"learner: {EVIL}")
+    page = write_report(run, gather(run, films)).read_text()
+    assert EVIL not in page
+    assert page.count("<script") == 2
+    clips = json.loads(re.search(r'id="clips">(.*?)</script>', page, re.DOTALL)[1])
+    assert clips["names"][0] == ["0.mp4", EVIL]
+    assert EVIL in unescape(page)
+
+
+@pytest.mark.parametrize("number", [2, 60])
+def test_numbers_are_there(run, number):
+    fill(run, [f"class {n}" for n in range(number)])
+    text = text_of(write_report(run).read_text())
+    for words in (
+        "71.3", "45.7", "86.1", "84.2", "67.3 – 75.3", "85.1 – 87.1 (2)", "91.3" if number > 5 else "–",
+        "1 h 2 min 5 s", "6,400", "484,128", "90.0 (median)", "tubelet train tiny.yaml --out 'runs/a & b'",
+        "the file is empty", "name: videomae # <b>", "name & run", f"{100 / number:.1f}",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "After 100 steps videomae gets 86.1 % of the test videos right (finetune), against 84.2 %" in text
+    assert "better (intervals apart) in linear; not clearly different (seeds overlap) in finetune" in text
+    assert f"class {number - 1} (10 of 10)" in text
+
+
+def test_a_bare_folder_says_what_is_missing(tmp_path):
+    page = write_report(tmp_path).read_text()
+    for command in ("evaluate", "train", "report"):
+        assert f"<code>tubelet {command} " in page
+    assert page.count('class="missing"') == 9
+    assert "None" not in page
+    assert "nan" not in text_of(page)
+
+
+def test_each_part_may_be_missing(run):
+    fill(run, ["a", "b"])
+    parts = ("recipe.yaml", "provenance.json", "metrics.jsonl", "unreadable.csv", "evaluation/results.json")
+    for name in (*parts, "backbone.json"):
+        (run / name).unlink()
+        assert "</html>" in write_report(run).read_text()
+
+
+def test_without_matplotlib_the_page_still_has_its_numbers(run, films, monkeypatch):
+    fill(run, ["a", "b"])
+
+    def refuse(*_, **__):
+        raise TubeletError("figures need Matplotlib: pip install 'tubelet[viz]'")
+
+    monkeypatch.setattr(figures, "_style", refuse)
+    page = write_report(run, gather(run, films, films=0)).read_text()
+    assert "figures need Matplotlib" in page
+    assert "71.3" in text_of(page)
+
+
+def test_mistakes_have_one_line(tmp_path):
+    with pytest.raises(TubeletError, match="give the folder of a run"):
+        write_report(tmp_path / "none")
+    (tmp_path / "provenance.json").write_text("{")
+    with pytest.raises(TubeletError, match="is damaged"):
+        write_report(tmp_path)
+
+
+def test_summary_is_honest_about_a_loss():
+    ours, theirs = {"top1": 0.2, "interval": [0.1, 0.3]}, {"top1": 0.5, "interval": [0.4, 0.6]}
+    results = {"knn": {"videomae": ours, "untrained": theirs}}
+    text = summarise(results, {"learner": {"name": "videomae"}}, {}, 0.1)
+    assert text == (
+        "videomae gets 20.0 % of the test videos right (knn), against 50.0 % for untrained and 10.0 % by chance. "
+        "Compared with the best baseline it is worse (intervals apart) in knn."
+    )
+    assert summarise({}, {}, {}, None) == "This encoder has not been judged yet."

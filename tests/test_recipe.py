@@ -1,0 +1,175 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tiny_run import make_recipe
+from tubelet import recipe
+from tubelet.recipe import Recipe, UsageError
+from tubelet.types import TubeletError
+
+VIT = "\nbackbone: {name: vit}"
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    return make_recipe(tmp_path / "mine.yaml", tmp_path / "clips.csv", evaluate={"knn": "every 10 epochs"})
+
+
+@pytest.mark.parametrize("name", recipe.packaged())
+def test_packaged_recipes_resolve_and_open_with_command_cost_and_numbers(name):
+    resolved = recipe.load(name)
+    assert resolved.name == name and resolved.source == name
+    opening = recipe.find(name).read_text(encoding="utf-8").partition("\n\n")[0]
+    head = recipe.find(name).read_text(encoding="utf-8")
+    assert opening.startswith("# ") and f"tubelet train {name}" in head
+    assert all(word in head for word in ("Cost:", "Published:", "Ours:"))
+
+
+@pytest.mark.parametrize("name", recipe.packaged())
+def test_a_resolved_recipe_reads_back_exactly(name, tmp_path):
+    resolved = recipe.load(
+        name, ["--train.lr", "1e-5", "--name", "größer: 1", "--data.scale", "[0.1, 0.30000000000000004]"]
+    )
+    assert resolved.data["scale"] == [0.1, 0.30000000000000004]
+    assert Recipe.from_yaml(resolved.to_yaml()) == resolved
+    (tmp_path / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
+    again = recipe.load(tmp_path / "recipe.yaml")
+    assert again == resolved and again.to_yaml() == resolved.to_yaml()
+    assert recipe.load(tmp_path) == resolved  # the folder of a run stands for its recipe
+
+
+def test_later_words_win_and_the_rest_are_the_defaults_of_the_code(written):
+    resolved = recipe.load(written, ["--learner.ratio", "0.75", "--learner.ratio=0.25", "--seed", "3"])
+    assert resolved.learner == {
+        "name": "videomae", "ratio": 0.25, "mask": "tube", "decoder_dim": None, "decoder_depth": 1,
+        "decoder_heads": None, "normalise": True,
+    }  # fmt: skip
+    assert resolved.seed == 3 and resolved.name == "mine" and resolved.backbone["tubelet"] == 2
+    assert resolved.evaluate["knn"]["every"] == "10 epochs" and resolved.evaluate["knn"]["k"] == 20
+
+
+def test_values_take_the_types_of_the_code(written):
+    resolved = recipe.load(
+        written, ["--train.clip_norm", "1", "--backbone.dim", "null", "--learner.normalise", "false"]
+    )
+    assert isinstance(resolved.train["clip_norm"], float)
+    assert resolved.backbone["dim"] is None and resolved.learner["normalise"] is False
+
+
+def test_another_learner_starts_from_its_own_defaults(written):
+    resolved = recipe.load(written, ["--learner.name", "supervised"])
+    assert resolved.learner["name"] == "supervised" and "ratio" not in resolved.learner
+    assert "classes" not in resolved.learner  # the manifest says how many
+
+
+def test_tasks_can_be_added_configured_and_left_out(written):
+    resolved = recipe.load(written, ["--evaluate.knn", "none", "--evaluate.linear", "end"])
+    assert list(resolved.evaluate) == ["linear"] and resolved.evaluate["linear"]["every"] == "end"
+    configured = recipe.load(written, ["--evaluate.knn.k", "3"]).evaluate["knn"]
+    assert configured["every"] == "10 epochs" and configured["k"] == 3 and configured["temperature"] > 0
+    assert recipe.load(written, ["--evaluate.knn", "every 5 %"]).evaluate["knn"]["every"] == "5 %"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learner.ratoi", "1"], "unknown option --learner.ratoi; did you mean --learner.ratio?"),
+        (["--lerner.ratio", "1"], "unknown option --lerner.ratio; did you mean --learner.ratio?"),
+        (["--ratio", "1"], "unknown option --ratio; did you mean --data.ratio or --learner.ratio?"),
+        (["--mask", "tube"], "unknown option --mask; did you mean --learner.mask?"),
+        (["--learner.zzz", "1"], "learner takes name, ratio, mask"),
+        (["--train.micro-batch", "4"], "did you mean --train.micro_batch?"),
+        (["--learner.ratio", "abc"], "--learner.ratio cannot be 'abc': expected a number"),
+        (["--learner.mask", "tub"], "--learner.mask cannot be 'tub': expected one of tube, random, frame"),
+        (["--train.batch", "1.5"], "--train.batch cannot be '1.5': expected a whole number"),
+        (["--train.batch", "none"], "--train.batch cannot be 'none': expected a whole number"),
+        (["--data.flip", "maybe"], "--data.flip cannot be 'maybe': expected true or false"),
+        (["--data.scale", "[1]"], "--data.scale cannot be '[1]': expected 2 values such as"),
+        (["--learner.name", "videoame"], "did you mean 'videomae'?"),
+        (["--evaluate.kn", "end"], "did you mean 'knn'?"),
+        (["--evaluate.knn", "sometimes"], "evaluate.knn cannot be 'sometimes': expected 'every 10 epochs'"),
+        (["--learner.ratio"], "--learner.ratio needs a value"),
+        (["0.5"], "unexpected argument '0.5'"),
+    ],
+)
+def test_wrong_options_are_named_with_what_is_expected(written, words, message):
+    with pytest.raises(UsageError) as caught:
+        recipe.load(written, words)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner: {name: videomae, ratoi: 1}" + VIT, "yaml: unknown key learner.ratoi; did you mean learner.ratio?"),
+        ("leaner: {name: videomae}", "bad.yaml: unknown key leaner; did you mean 'learner'?"),
+        ("learner: {name: videomae, ratio: much}" + VIT, "bad.yaml: learner.ratio cannot be 'much': expected a number"),
+        ("learner: {name: videomae, mask: null}" + VIT, "learner.mask cannot be 'null': expected one of"),
+        ("learner: videomae", "bad.yaml: learner must be a mapping of options, not 'videomae'"),
+        ("learner: {name: videomae}", "the recipe names no backbone: give --backbone.name"),
+        ("- 1", "bad.yaml is not a recipe"),
+        ("a: [1", "bad.yaml, line 1: not YAML"),
+    ],
+)  # fmt: skip
+def test_wrong_recipes_are_named_with_file_and_key(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        recipe.load(tmp_path / "bad.yaml")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest():
+    with pytest.raises(UsageError, match="no recipe is called 'tiney'; did you mean 'tiny'"):
+        recipe.load("tiney")
+    with pytest.raises(UsageError, match=r"no such recipe: some/where.yaml"):
+        recipe.load("some/where.yaml")
+
+
+def test_what_its_user_must_give_is_said(written):
+    with pytest.raises(UsageError, match=r"tiny needs --data.manifest clips.csv"):
+        recipe.load("tiny").needs()
+    with pytest.raises(UsageError, match=r"--data.manifest clips.csv --backbone.init runs/NAME"):
+        recipe.load("finetune").needs()
+    recipe.load(written).needs()
+
+
+def test_a_recipe_that_starts_from_a_run_takes_over_its_network_and_clip(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "backbone.json").write_text(
+        '{"backbone": {"name": "vit", "size": "tiny", "patch": 8, "depth": 3}, "clip": {"frames": 6, "size": 48}}'
+    )
+    resolved = recipe.load("finetune", ["--backbone.init", str(run), "--data.frames", "8"])
+    assert resolved.backbone | {"size": "tiny", "patch": 8, "depth": 3, "drop_path": 0.1} == resolved.backbone
+    assert resolved.data["size"] == 48 and resolved.data["frames"] == 8
+    with pytest.raises(TubeletError, match=r"backbone.init: .*nowhere does not exist"):
+        recipe.load("finetune", ["--backbone.init", str(tmp_path / "nowhere")])
+
+
+def test_the_split_is_left_open_where_the_manifest_has_none(tmp_path, written):
+    manifest = tmp_path / "clips.csv"
+    assert recipe.load(written).data["split"] == "train"  # nobody knows yet
+    manifest.write_text("path\na.mp4\n")
+    assert recipe.load(written).data["split"] is None
+    manifest.write_text("path,split\na.mp4,train\nb.mp4,test\n")
+    assert recipe.load(written).data["split"] == "train"
+    assert recipe.load(written, ["--data.split", "null"]).data["split"] is None
+
+
+def test_yaml_is_readable_and_only_whole_recipes_are_taken_for_resolved(written):
+    resolved = recipe.load(written)
+    assert "betas: [0.9, 0.95]" in resolved.to_yaml()
+    assert list(yaml.safe_load(resolved.to_yaml())) == [
+        "name",
+        "seed",
+        "data",
+        "backbone",
+        "learner",
+        "train",
+        "evaluate",
+    ]
+    with pytest.raises(TubeletError, match="it has no backbone, data"):
+        Recipe.from_yaml("name: x\nseed: 0\n")
+    assert replace(resolved, source="elsewhere") == resolved

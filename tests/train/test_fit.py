@@ -1,0 +1,188 @@
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from moving import CLIP
+from tubelet import checkpoint
+from tubelet.backbones.vit import VisionTransformer
+from tubelet.data.listing import read_manifest
+from tubelet.data.loader import Clips
+from tubelet.learner import Learner
+from tubelet.log import read_metrics
+from tubelet.methods.videomae import VideoMAE
+from tubelet.train.fit import Interrupted, fit
+from tubelet.types import Output, TubeletError
+
+OPTIONS = {"length": "12 steps", "batch": 4, "lr": 0.1, "precision": "float32", "workers": 0, "quiet": True}
+
+
+def make_clips(corpus: Path, seed: int = 0) -> Clips:
+    return Clips(read_manifest(corpus, "train"), **CLIP, seed=seed)
+
+
+def make_learner(kind=VideoMAE) -> Learner:
+    torch.manual_seed(0)
+    return kind(VisionTransformer("tiny", dim=32, depth=1, heads=2, patch=4), ratio=0.5, decoder_dim=16, decoder_depth=1)
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(out / "metrics.jsonl")]
+
+
+def test_it_learns_and_leaves_a_usable_run(corpus, tmp_path):
+    fitted = fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS | {"length": "150 steps"}, log_steps=10)
+    seen = losses(tmp_path)
+    assert fitted.steps == 150
+    assert fitted.clips_seen == 600
+    assert seen[-1] < 0.8 * seen[0]
+    backbone = checkpoint.load_backbone(tmp_path)
+    assert backbone(torch.rand(1, 3, 4, 16, 16)).tokens.shape == (1, 32, 32)
+    assert not backbone.training
+    assert checkpoint.read_about(tmp_path)["clip"] == CLIP
+
+
+class StopAt(VideoMAE):
+    """Asks to be stopped after a step, as a person with Ctrl-C would."""
+
+    at = 5
+
+    def after_step(self, now):
+        if now.step == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(corpus, tmp_path):
+    whole, resumed = make_learner(), make_learner()
+    options = OPTIONS | {"log_steps": 1}
+    fit(whole, make_clips(corpus), tmp_path / "whole", **options)
+    with pytest.raises(Interrupted, match="step 5 of 12"):
+        fit(make_learner(StopAt), make_clips(corpus), tmp_path / "parts", **options)
+    torch.rand(3)  # whatever else draws in between does not matter
+    fit(resumed, make_clips(corpus), tmp_path / "parts", **options)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    first, second = (checkpoint.load_state(tmp_path / p / "checkpoint.pt") for p in ("whole", "parts"))
+    for a, b in zip(first["optimisers"]["main"]["state"].values(), second["optimisers"]["main"]["state"].values(), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_number_of_workers_changes_nothing(corpus, tmp_path):
+    for workers in (0, 2):
+        fit(make_learner(), make_clips(corpus), tmp_path / str(workers), **OPTIONS | {"workers": workers, "log_steps": 1})
+    assert losses(tmp_path / "0") == losses(tmp_path / "2")
+
+
+def test_accumulated_micro_batches_equal_one_batch(corpus, tmp_path):
+    for micro in (4, 1):
+        fit(make_learner(), make_clips(corpus), tmp_path / str(micro), **OPTIONS | {"micro_batch": micro, "log_steps": 1})
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "4"), rel=1e-5)
+
+
+def test_a_finished_run_is_left_as_it_is(corpus, tmp_path):
+    fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    assert fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS).steps == 12
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+class Poisoned(VideoMAE):
+    """Gives a loss that is not a number at its eighth step, or a gradient that is not one."""
+
+    seen = 0
+    where = "loss"
+
+    def forward(self, batch, phase):
+        self.seen += 1
+        loss = super().forward(batch, phase).loss
+        assert loss is not None
+        if self.seen == 8:
+            loss = loss * math.nan if self.where == "loss" else loss + (self.mask_token - self.mask_token).sqrt().sum()
+        return Output(loss)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_weights_are_touched(corpus, tmp_path, where):
+    learner = make_learner(Poisoned)
+    learner.where = where
+    before = {}
+
+    def remember(backbone, step):
+        before.update({name: tensor.clone() for name, tensor in learner.state_dict().items()})
+        return {}
+
+    with pytest.raises(TubeletError, match=rf"{where} is not finite.*Rows of the manifest in this batch: \d+"):
+        fit(
+            learner, make_clips(corpus), tmp_path, **OPTIONS | {"save": "every 3 steps"},
+            judges={"remember": ("every 1 steps", remember)},
+        )  # fmt: skip
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
+    assert checkpoint.load_state(tmp_path / "checkpoint.pt")["step"] == 6
+
+
+def test_judging_does_not_change_the_run(corpus, tmp_path):
+    def judge(backbone, step):
+        torch.rand(100)
+        return {"top1": step / 100}
+
+    fit(make_learner(), make_clips(corpus), tmp_path / "a", **OPTIONS | {"log_steps": 1})
+    fit(
+        make_learner(), make_clips(corpus), tmp_path / "b", **OPTIONS | {"log_steps": 1},
+        judges={"knn": ("every 5 steps", judge)},
+    )  # fmt: skip
+    lines = read_metrics(tmp_path / "b" / "metrics.jsonl")
+    assert [line["loss"] for line in lines if "loss" in line] == losses(tmp_path / "a")
+    assert [(line["step"], line["knn/top1"]) for line in lines if "knn/top1" in line] == [(5, 0.05), (10, 0.1), (12, 0.12)]
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_used(corpus, tmp_path, capsys):
+    options = OPTIONS | {"save": "every 4 steps"}
+    with pytest.raises(Interrupted):
+        fit(make_learner(StopAt), make_clips(corpus), tmp_path, **options)
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert fit(make_learner(), make_clips(corpus), tmp_path, **options).steps == 12
+    shown = capsys.readouterr().err
+    assert "checkpoint.pt cannot be read" in shown
+    assert "going on from" in shown
+    assert "(step 4)" in shown
+
+
+def test_other_data_or_settings_are_refused(corpus, tmp_path):
+    fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS)
+    with pytest.raises(TubeletError, match="batch 4, not 6"):
+        fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS | {"batch": 6})
+    fewer = Clips(read_manifest(corpus, "train").take(range(8)), **CLIP)
+    with pytest.raises(TubeletError, match="data"):
+        fit(make_learner(), fewer, tmp_path, **OPTIONS | {"length": "12 steps"})
+
+
+def test_unreadable_videos_are_listed_and_too_many_end_the_run(corpus, tmp_path):
+    videos = read_manifest(corpus, "train")
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("not a video")
+    from dataclasses import replace
+
+    from tubelet.data.listing import Manifest
+
+    one = Manifest([*videos.videos, replace(videos[0], path=broken)], classes=videos.classes)
+    fit(make_learner(), Clips(one, **CLIP), tmp_path / "one", **OPTIONS)
+    assert "broken.mp4" in (tmp_path / "one" / "unreadable.csv").read_text()
+    others = [tmp_path / f"broken{i}.mp4" for i in range(4)]
+    for path in others:
+        path.write_text("not a video")
+    many = Manifest([*videos.videos, *(replace(videos[0], path=p) for p in others)], classes=videos.classes)
+    with pytest.raises(TubeletError, match="cannot be read"):
+        fit(make_learner(), Clips(many, **CLIP), tmp_path / "many", **OPTIONS | {"log_steps": 1})
+
+
+def test_metrics_lines_are_whole(corpus, tmp_path):
+    fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS | {"log_steps": 4})
+    lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert all({"epoch", "lr", "loss", "grad_norm", "clips_per_s", "time"} <= line.keys() for line in lines)
