@@ -1,4 +1,4 @@
-"""What every test shares: one thread (the suite may run beside other work) and where the real clips are, if anywhere."""
+"""What every test shares: one thread (the suite may run beside other work), and where real clips are, if anywhere."""
 
 import os
 from pathlib import Path

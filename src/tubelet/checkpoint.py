@@ -25,7 +25,7 @@ from tubelet.types import TubeletError
 FORMAT = 1
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls ``write`` on a temporary neighbour of ``path``, flushes it to the disk and moves it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -40,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def latest_state(folder: Path) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a run, or None when there is none. A damaged newest one is said and passed over."""
+    """The newest readable checkpoint of a run, or None. A damaged newest one is said and passed over."""
     from tubelet.log import warn
 
     complaint = None
@@ -90,7 +90,7 @@ def latest_state(folder: Path) -> dict[str, Any] | None:
 
 
 def save_backbone(folder: Path, backbone: Backbone, **about: Any) -> None:
-    """Writes ``backbone.safetensors`` and ``backbone.json`` (how to build it, and anything worth knowing `about` it)."""
+    """Writes ``backbone.safetensors`` and ``backbone.json`` (how to build it, and what is worth knowing `about` it)."""
     save_weights(folder / "backbone.safetensors", backbone)
     write_json(folder / "backbone.json", {"backbone": backbone.config, **about})
 

@@ -45,6 +45,10 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def prepare(self, video: Tensor) -> Tensor:
+        """The pixels that cubes are cut from and that a learner of pixels predicts, B C T H W: all of them, or less."""
+        return video
+
     def forward(self, video: Tensor, hidden: Tensor | None = None) -> Features:
         """Encodes ``video`` (B C T H W in [0, 1]); with ``hidden`` (B N, True = hidden) only the visible cubes.
 

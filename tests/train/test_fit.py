@@ -27,7 +27,9 @@ def make_clips(corpus: Path, seed: int = 0) -> Clips:
 
 def make_learner(kind=VideoMAE) -> Learner:
     torch.manual_seed(0)
-    return kind(VisionTransformer("tiny", dim=32, depth=1, heads=2, patch=4), ratio=0.5, decoder_dim=16, decoder_depth=1)
+    return kind(
+        VisionTransformer("tiny", dim=32, depth=1, heads=2, patch=4), ratio=0.5, decoder_dim=16, decoder_depth=1
+    )
 
 
 def losses(out: Path) -> list[float]:
@@ -68,19 +70,31 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(corpus, tmp_pa
     for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
     first, second = (checkpoint.load_state(tmp_path / p / "checkpoint.pt") for p in ("whole", "parts"))
-    for a, b in zip(first["optimisers"]["main"]["state"].values(), second["optimisers"]["main"]["state"].values(), strict=True):
+    for a, b in zip(
+        first["optimisers"]["main"]["state"].values(), second["optimisers"]["main"]["state"].values(), strict=True
+    ):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_the_number_of_workers_changes_nothing(corpus, tmp_path):
     for workers in (0, 2):
-        fit(make_learner(), make_clips(corpus), tmp_path / str(workers), **OPTIONS | {"workers": workers, "log_steps": 1})
+        fit(
+            make_learner(),
+            make_clips(corpus),
+            tmp_path / str(workers),
+            **OPTIONS | {"workers": workers, "log_steps": 1},
+        )
     assert losses(tmp_path / "0") == losses(tmp_path / "2")
 
 
 def test_accumulated_micro_batches_equal_one_batch(corpus, tmp_path):
     for micro in (4, 1):
-        fit(make_learner(), make_clips(corpus), tmp_path / str(micro), **OPTIONS | {"micro_batch": micro, "log_steps": 1})
+        fit(
+            make_learner(),
+            make_clips(corpus),
+            tmp_path / str(micro),
+            **OPTIONS | {"micro_batch": micro, "log_steps": 1},
+        )
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "4"), rel=1e-5)
 
 
@@ -137,7 +151,11 @@ def test_judging_does_not_change_the_run(corpus, tmp_path):
     )  # fmt: skip
     lines = read_metrics(tmp_path / "b" / "metrics.jsonl")
     assert [line["loss"] for line in lines if "loss" in line] == losses(tmp_path / "a")
-    assert [(line["step"], line["knn/top1"]) for line in lines if "knn/top1" in line] == [(5, 0.05), (10, 0.1), (12, 0.12)]
+    assert [(line["step"], line["knn/top1"]) for line in lines if "knn/top1" in line] == [
+        (5, 0.05),
+        (10, 0.1),
+        (12, 0.12),
+    ]
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_used(corpus, tmp_path, capsys):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from tubelet import registry
 from tubelet.checkpoint import load_backbone, read_about, write_json
@@ -18,7 +19,7 @@ from tubelet.learner import Backbone
 from tubelet.log import say, warn
 from tubelet.metrics.classification import paired_spread, wilson
 from tubelet.tasks.protocol import Protocol, Result
-from tubelet.types import TubeletError
+from tubelet.types import Features, Grid, TubeletError
 
 Judge = Callable[[Backbone, int], dict[str, float]]
 Results = dict[str, dict[str, Result]]
@@ -72,6 +73,7 @@ def evaluate(
     *,
     seeds: Sequence[int] = (0,),
     baseline: bool = False,
+    still: bool = False,
     labels_per_class: int | None = None,
     **terms: Any,
 ) -> Results:
@@ -80,8 +82,10 @@ def evaluate(
     Args:
         tasks: name -> options.
         manifest: the videos, with labels.
-        seeds: of the drawing of labels, of folds, of a head's first weights and of untrained networks.
+        seeds: the learning rate that the first one chooses (on training videos) serves the others too. They are of the
+            drawing of labels, of folds, of a head's first weights and of untrained networks.
         baseline: judge the same network untrained too; for ``finetune`` that is the task ``scratch``.
+        still: judge the pixels of the middle frame too.
         labels_per_class: learn from that many videos of each class only.
         terms: other fields of `Protocol`.
 
@@ -91,33 +95,58 @@ def evaluate(
     """
     about = read_about(run)
     listing = read_manifest(manifest)
-    trained = about.get("learner", {}).get("name", "trained")
     tried: dict[tuple[str, str], dict[int, Result]] = {}
-    built = {name: registry.build("tasks", name, **options) for name, options in tasks.items()}
     for seed in seeds:
         protocol = Protocol.from_manifest(
             listing, dict(about["clip"]), seed=seed, labels_per_class=labels_per_class,
             **{"cache": run / "evaluation" / "features", **terms},
         )  # fmt: skip
-        for name, task in built.items():
-            variants: dict[str, tuple[Callable[..., Result], Backbone]] = {trained: (task, load_backbone(run))}
-            if baseline and name == "finetune":
-                variants["scratch"] = (
-                    registry.build("tasks", "scratch", **_shared("scratch", tasks[name])),
-                    untrained(run, seed),
-                )
-            elif baseline and name != "scratch":
-                variants["untrained"] = (task, untrained(run, seed))
-            for variant, (judge, backbone) in variants.items():
+        for name, options in tasks.items():
+            for variant, task, backbone in contestants(run, name, seed, baseline, still):
                 say(f"{name}: {variant}, seed {seed}")
+                own = _options_of(task, options) if task != name else dict(options)
+                before = next(iter(tried.get((name, variant), {}).values()), {})
+                if "lr" in before:
+                    own["lrs"] = (before["lr"],)  # the first seed has chosen for all
                 out = folder(run, name, variant, seed if len(seeds) > 1 else None)
-                tried.setdefault((name, variant), {})[seed] = judge(backbone, protocol, out)
+                result = registry.build("tasks", task, **own)(backbone, protocol, out)
+                tried.setdefault((name, variant), {})[seed] = result
     results: Results = {}
     for (name, variant), by_seed in tried.items():
         facts = {"manifest": str(manifest), "labels_per_class": labels_per_class, "step": about.get("step")}
         results.setdefault(name, {})[variant] = {**average(by_seed), **facts}
     keep(run, results)
     return results
+
+
+def contestants(run: Path, task: str, seed: int, baseline: bool, still: bool) -> Iterator[tuple[str, str, Backbone]]:
+    """Who is judged by a task: name, the task that judges it, and the encoder."""
+    yield read_about(run).get("learner", {}).get("name", "trained"), task, load_backbone(run)
+    if baseline and task == "finetune":
+        yield "scratch", "scratch", untrained(run, seed)
+    elif baseline and task != "scratch":
+        yield "untrained", task, untrained(run, seed)
+    if still:
+        yield "one-frame", task, MiddleFrame()
+
+
+class MiddleFrame(Backbone):
+    """Not an encoder but a control: a clip's middle frame, made small. What it gets right needs no motion."""
+
+    def __init__(self, side: int = 16) -> None:
+        super().__init__()
+        self.side, self.dim, self.config = side, 3 * side * side, {"name": "middle frame", "side": side}
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        return 1, 1, 1
+
+    def forward(self, video: Tensor, hidden: Tensor | None = None) -> Features:
+        frame = video[:, :, video.shape[2] // 2]  # B C H W
+        small = nn.functional.adaptive_avg_pool2d(frame, self.side)  # B C side side
+        return Features(small.flatten(1)[:, None], (1, 1, 1))  # B 1 D
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return []
 
 
 def untrained(run: Path, seed: int) -> Backbone:
@@ -165,7 +194,7 @@ def keep(run: Path, results: Results) -> None:
     write_json(path, kept)
 
 
-def _shared(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _options_of(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `options` that another task has too. Layer decay is for weights that are worth keeping."""
     known = inspect.signature(registry.schema(*registry.place("tasks", task))).parameters
     return {key: value for key, value in options.items() if key in known and key != "layer_decay"}

@@ -39,7 +39,12 @@ class VisionTransformer(Backbone):
         tubelet: length of a cube in frames.
         drop_path: share of residual branches left out in the last block; it grows linearly from 0 in the first.
         positions: "flat" is the published table over the flattened index, "separable" has one table an axis.
+        background: "keep" is as published; "remove" takes each pixel's mean over the clip out of it, so that only what
+            changes is seen. It suits cameras that hardly move, and small budgets.
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class VisionTransformer(Backbone):
         tubelet: int = 2,
         drop_path: float = 0.0,
         positions: Literal["flat", "separable"] = "flat",
+        background: Literal["keep", "remove"] = "keep",
     ) -> None:
         super().__init__()
         given = {"dim": dim, "depth": depth, "heads": heads, "mlp": mlp}
@@ -60,9 +66,10 @@ class VisionTransformer(Backbone):
             raise TubeletError(f"backbone.heads ({shape['heads']}) must divide backbone.dim ({shape['dim']})")
         self.config = {
             "name": "vit", "size": size, **given, "patch": patch, "tubelet": tubelet,
-            "drop_path": drop_path, "positions": positions,
+            "drop_path": drop_path, "positions": positions, "background": background,
         }  # fmt: skip
-        self.dim, self.patch, self.tubelet, self.positions = shape["dim"], patch, tubelet, positions
+        self.dim, self.patch, self.tubelet = shape["dim"], patch, tubelet
+        self.positions, self.background = positions, background
         self.embed = CubeEmbedding(self.dim, tubelet, patch)
         rates = [drop_path * i / max(1, shape["depth"] - 1) for i in range(shape["depth"])]
         self.blocks = nn.ModuleList(Block(self.dim, shape["heads"], shape["mlp"], rate) for rate in rates)
@@ -77,7 +84,7 @@ class VisionTransformer(Backbone):
 
     def forward(self, video: Tensor, hidden: Tensor | None = None) -> Features:
         grid = self.grid(*video.shape[2:])
-        pieces = cubes(video, self.tubelet, self.patch)  # B N C tubelet patch patch
+        pieces = cubes(self.prepare(video), self.tubelet, self.patch)  # B N C tubelet patch patch
         place = positions.table(self.positions, grid, self.dim, video.device)[None]  # 1 N D
         if hidden is not None:
             pieces = masks.visible(pieces, hidden)  # B N-M C tubelet patch patch
@@ -86,6 +93,12 @@ class VisionTransformer(Backbone):
         for block in self.blocks:
             tokens = block(tokens)
         return Features(self.norm(tokens), grid)
+
+    def prepare(self, video: Tensor) -> Tensor:
+        if self.background == "keep":
+            return video
+        # what is removed leaves the mean colour of the world behind, which the normalisation turns into zero
+        return video - video.mean(dim=2, keepdim=True) + self.mean
 
     def layers(self) -> list[list[nn.Parameter]]:
         groups = [self.embed, *self.blocks, self.norm]

@@ -192,9 +192,7 @@ def _check_all(paths: list[Path], workers: int) -> dict[Path, Answer]:
     return {path: answers[path] for path in paths}
 
 
-def _check_until_crash(
-    waiting: list[Path], workers: int, keep: Callable[[Path, Answer], None]
-) -> list[Path]:
+def _check_until_crash(waiting: list[Path], workers: int, keep: Callable[[Path, Answer], None]) -> list[Path]:
     """Works `waiting` off, from its end. Returns the files that were under way when a worker died, if one did."""
     pool = _pool(workers)
     under_way: dict[Future[Answer], Path] = {}

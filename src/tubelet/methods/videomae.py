@@ -88,7 +88,8 @@ class VideoMAE(Learner):
 
     def target(self, video: Tensor, hidden: Tensor) -> Tensor:
         """What the hidden cubes should read: B M P, ordered frame, row, column, channel (channel innermost)."""
-        pixels = masks.masked(cubes(video, self.tubelet, self.patch), hidden)  # B M C tubelet patch patch
+        pieces = cubes(self.backbone.prepare(video), self.tubelet, self.patch)  # B N C tubelet patch patch
+        pixels = masks.masked(pieces, hidden)  # B M C tubelet patch patch
         pixels = pixels.flatten(3).float()  # B M C p
         if self.normalise:
             mean, deviation = self.statistics(pixels)
@@ -97,7 +98,7 @@ class VideoMAE(Learner):
 
     @staticmethod
     def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each cube and channel (last axis); unbiased, and 1e-6 outside the root, as published."""
+        """Mean and deviation of each cube and channel (last axis); unbiased, 1e-6 outside the root, as published."""
         variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
         return mean, variance.sqrt() + 1e-6
 
@@ -118,7 +119,8 @@ class VideoMAE(Learner):
         if hidden is None:
             keys = torch.zeros(len(video), dtype=torch.int64, device=video.device) if keys is None else keys
             hidden = masks.KINDS[self.mask](keys, grid, self.ratio)  # B N
-        pieces = cubes(video, self.tubelet, self.patch)  # B N C tubelet patch patch
+        prepared = self.backbone.prepare(video)
+        pieces = cubes(prepared, self.tubelet, self.patch)  # B N C tubelet patch patch
         guess = self.decode(self.enter(self.backbone(video, hidden).tokens), hidden, grid).float()  # B M P
         guess = guess.unflatten(2, (-1, 3)).transpose(2, 3)  # B M C p
         if self.normalise:
@@ -127,10 +129,13 @@ class VideoMAE(Learner):
                 source = nearest_visible(hidden, grid)[..., None, None].expand_as(mean)  # B N C 1
                 mean, deviation = mean.gather(1, source), deviation.gather(1, source)
             guess = guess * masks.masked(deviation, hidden) + masks.masked(mean, hidden)
-        filled, grey = pieces.clone(), pieces.clone()
-        filled[hidden] = guess.reshape(-1, *pieces.shape[2:]).clamp(0, 1)
+        filled, grey = pieces.clone(), cubes(video, self.tubelet, self.patch).clone()
+        filled[hidden] = guess.reshape(-1, *pieces.shape[2:])
         grey[hidden] = 0.5
-        return Reconstruction(video, join(grey, grid), join(filled, grid), hidden)
+        # a background that the encoder never sees is put back as it is
+        shown = join(hidden[..., None, None, None, None].expand_as(filled), grid)  # B C T H W
+        whole = torch.where(shown, join(filled, grid) + (video - prepared), video)
+        return Reconstruction(video, join(grey, grid), whole.clamp(0, 1), hidden)
 
 
 def nearest_visible(hidden: Tensor, grid: Grid) -> Tensor:

@@ -17,7 +17,7 @@ def table(kind: str, grid: Grid, dim: int, device: torch.device) -> Tensor:
 
 
 def sine_cosine(positions: Tensor, dim: int) -> Tensor:
-    """Sines (even columns) and cosines (odd columns) of ``positions``, as in the original Transformer (Vaswani 2017, 3.5).
+    """Sines (even columns) and cosines (odd columns) of ``positions``, as in the Transformer (Vaswani 2017, 3.5).
 
     Column ``j`` has the angle ``position / 10000 ** (2 * (j // 2) / dim)``. Computed in float64.
 

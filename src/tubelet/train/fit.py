@@ -192,8 +192,8 @@ def _step(
         optimiser.zero_grad(set_to_none=True)
         ids = ", ".join(str(i) for i in data["id"].tolist()[:16])
         raise TubeletError(
-            f"the {'loss' if not math.isfinite(value) else 'gradient'} is not finite (loss {value:g}); stopped before the "
-            f"weights were touched, the last checkpoint is good. Rows of the manifest in this batch: {ids}. "
+            f"the {'gradient' if math.isfinite(value) else 'loss'} is not finite (loss {value:g}); stopped before "
+            f"the weights were touched, the last checkpoint is good. Rows of the manifest in this batch: {ids}. "
             "Try a lower train.lr, train.clip_norm 1.0 or train.precision float32"
         )
     optimiser.step()
@@ -235,7 +235,7 @@ def _pieces(batch: int, micro_batch: int | None) -> int:
         return 1
     if share % micro_batch:
         raise TubeletError(
-            f"train.micro_batch ({micro_batch}) must divide the share of each process, train.batch / processes = {share}"
+            f"train.micro_batch ({micro_batch}) must divide each process's share of train.batch, {share}"
         )
     return share // micro_batch
 

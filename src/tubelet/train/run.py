@@ -65,8 +65,8 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
         "learner": sum(p.numel() for p in learner.parameters()),
     }
     say(
-        f"{recipe.learner['name']} on {len(clips.manifest)} videos: {parameters['backbone'] / 1e6:.2f} M weights in the "
-        f"backbone, {parameters['learner'] / 1e6:.2f} M in all, on {describe_machine()} -> {out}"
+        f"{recipe.learner['name']} on {len(clips.manifest)} videos: {parameters['backbone'] / 1e6:.2f} M weights in "
+        f"the backbone, {parameters['learner'] / 1e6:.2f} M in all, on {describe_machine()} -> {out}"
     )
     cost = {
         "manifest": str(recipe.data["manifest"]),
@@ -97,14 +97,14 @@ def claim(recipe: Recipe, out: Path) -> None:
         raise TubeletError(f"{out} holds something that is not a run: choose another folder with --out")
     if dist.is_main():
         text = recipe.to_yaml()
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     dist.barrier()
 
 
 def _difference(before: Any, now: Any, name: str) -> str | None:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
-            if tuple(name.split(".")) + (key,) not in FREE:
+            if (*name.split("."), key) not in FREE:
                 found = _difference(before.get(key), now.get(key), f"{name}.{key}")
                 if found:
                     return found
@@ -140,7 +140,7 @@ def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
     if found.needs_labels:
         if len(manifest.classes) < 2 or all(label < 0 for label in manifest.labels):
             raise TubeletError(
-                f"{manifest.source} has {len(manifest.classes)} classes in its `label` column, and {name} needs two or more"
+                f"{manifest.source} has {len(manifest.classes)} classes in its `label` column, {name} needs two or more"
             )
         options["classes"] = len(manifest.classes)
     return found(make_backbone(recipe), **options)
@@ -196,7 +196,8 @@ def describe_machine() -> str:
     """The hardware in a few words."""
     if torch.cuda.is_available():
         return f"{dist.world_size()} x {torch.cuda.get_device_name()}"
-    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores ({platform.machine()})"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} CPU cores ({platform.machine()})"
 
 
 def _version(package: str) -> str:

@@ -40,7 +40,7 @@ def due(when: str, step: int, steps_per_epoch: int, total: int) -> bool:
 
 
 def warmup_cosine(step: int, total: int, warmup: int, peak: float, low: float) -> float:
-    """The learning rate of `step`: a straight line from 0 to `peak` over `warmup` steps, then half a cosine to `low`."""
+    """The rate of `step`: a straight line from 0 to `peak` over `warmup` steps, then half a cosine down to `low`."""
     if step < warmup:
         return peak * step / warmup
     progress = (step - warmup) / max(1, total - warmup)
