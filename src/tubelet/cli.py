@@ -225,6 +225,7 @@ def _task_help(args: Namespace | None) -> str:
     argument("--labels-per-class", type=whole, metavar="N", help="learn from that many videos of each class"),
     argument("--seeds", nargs="+", type=whole, default=[0], metavar="N", help="repeat with each of them (default: 0)"),
     argument("--baseline", action="store_true", help="also the same network untrained; for finetune: from scratch"),
+    argument("--one-frame", action="store_true", help="also the pixels of each clip's middle frame"),
     argument("--test-clips", type=whole, default=1, metavar="N", help="clips of each test video (default: 1)"),
     argument("--test-crops", type=whole, default=1, metavar="N", help="crops of each test clip (default: 1)"),
     argument("--workers", type=whole, default=1, metavar="N", help="processes that decode (default: 1)"),
@@ -248,6 +249,7 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
 
     results = judging.evaluate(
         args.run, asked, args.manifest or _manifest_of(args.run, made), seeds=args.seeds, baseline=args.baseline,
+        still=args.one_frame,
         labels_per_class=args.labels_per_class, test_clips=args.test_clips, test_crops=args.test_crops,
         workers=args.workers, flip=made.data["flip"] if made else True,
     )  # fmt: skip

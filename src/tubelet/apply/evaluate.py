@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,13 @@ def judges(
         variant: the name of the learner.
         terms: other fields of `Protocol`.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        tuned = [name for name in evaluate if name in ("finetune", "scratch")]
+        if tuned:
+            warn(
+                f"{', '.join(tuned)} left out during training: with several processes use `tubelet evaluate` afterwards"
+            )
+        evaluate = {name: options for name, options in evaluate.items() if name not in tuned}
     if not evaluate:
         return {}
     try:
@@ -121,10 +129,13 @@ def evaluate(
 
 def contestants(run: Path, task: str, seed: int, baseline: bool, still: bool) -> Iterator[tuple[str, str, Backbone]]:
     """Who is judged by a task: name, the task that judges it, and the encoder."""
+    if task == "scratch":  # it takes the shape of the network, not its weights
+        yield "scratch", task, load_backbone(run)
+        return
     yield read_about(run).get("learner", {}).get("name", "trained"), task, load_backbone(run)
     if baseline and task == "finetune":
         yield "scratch", "scratch", untrained(run, seed)
-    elif baseline and task != "scratch":
+    elif baseline:
         yield "untrained", task, untrained(run, seed)
     if still:
         yield "one-frame", task, MiddleFrame()

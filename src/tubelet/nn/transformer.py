@@ -11,7 +11,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax attention, by the kernel that is fastest where it runs.
 
     On a CPU in bfloat16 with gradients, plain matrix products beat PyTorch's fused kernel, whose backward is slow
-    there; everywhere else the fused one wins (`benchmarks/attention.py`).
+    there; everywhere else the fused one wins (`benchmarks/step.py`).
 
     Args:
         query, key, value: B heads N D.

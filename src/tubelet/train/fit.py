@@ -21,7 +21,7 @@ from tubelet.learner import Backbone, Learner, Now
 from tubelet.log import Metrics, warn
 from tubelet.train import schedule
 from tubelet.train.optim import adamw, set_rate
-from tubelet.train.parallel import autocast, distribute
+from tubelet.train.parallel import autocast, distribute, shared_cores
 from tubelet.train.progress import Progress, Stretch
 from tubelet.train.state import RunState
 from tubelet.types import Batch, TubeletError
@@ -110,7 +110,11 @@ def fit(
     run.restore()
     metrics = Metrics(out, after=run.step) if dist.is_main() else None
 
-    with _stop_signals() as stop, Progress(total, run.step, batch, quiet or not dist.is_main()) as bar:
+    with (
+        _stop_signals() as stop,
+        shared_cores(workers),
+        Progress(total, run.step, batch, quiet or not dist.is_main()) as bar,
+    ):
         batches = loader.batches(run.step) if run.step < total else iter(())
         stretch = Stretch(run)
         while run.step < total:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -23,6 +22,7 @@ from tubelet.data.loader import Clips
 from tubelet.learner import Backbone, Learner
 from tubelet.log import say
 from tubelet.train.fit import Fitted, Judge, fit
+from tubelet.train.parallel import cores
 from tubelet.types import TubeletError
 
 FREE = {("train", "workers"), ("train", "quiet"), ("train", "log_steps"), ("train", "save")}
@@ -196,8 +196,7 @@ def describe_machine() -> str:
     """The hardware in a few words."""
     if torch.cuda.is_available():
         return f"{dist.world_size()} x {torch.cuda.get_device_name()}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores ({platform.machine()})"
+    return f"{cores()} CPU cores ({platform.machine()})"
 
 
 def _version(package: str) -> str:
