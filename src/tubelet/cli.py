@@ -336,8 +336,7 @@ def reconstruct(args: Namespace, _: list[str]) -> None:
         args.run, args.video, args.out or args.run / "reconstructions", ratio=args.ratio, start_s=args.start_s,
         true_statistics=not args.no_true_statistics, seed=args.seed,
     )  # fmt: skip
-    source = "their own true statistics" if made.true_statistics else "statistics of the nearest visible cube"
-    say(f"wrote {made.mp4} and {made.png}; hidden cubes were filled in with {source}")
+    say(f"wrote {made.mp4} and {made.png}; hidden cubes are filled in with: {made.told}")
 
 
 @command("report", "tubelet report runs/demo",

@@ -96,13 +96,19 @@ def build(folder: str, name: str, **arguments: Any) -> Any:
 def schema(module: str, attribute: str) -> Callable[..., Any]:
     """A stand-in with the signature and docstring of ``module.attribute``, read from its source without importing it.
 
-    For a class it is the signature of ``__init__`` (for a dataclass, its fields), with the docstring of the class.
+    For a class it is the signature of ``__init__`` (for a dataclass, its fields), with the docstring of the class; a
+    class without either has those of the class it is made from, and the description of its arguments too.
     Annotations may use int, float, str, bool, None, Any, Literal, list, tuple, dict and ``|``; a parameter with any
     other annotation is one that code passes in (a backbone, a tensor) and is left out, since no recipe can write it.
     """
     path = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     node = next(n for n in _source(path).body if getattr(n, "name", None) == attribute)
     doc = ast.get_docstring(node) or ""  # type: ignore[arg-type]
+    base = _base(node, path)
+    if base is not None:
+        inherited = schema(*base)
+        inherited.__doc__ = f"{doc}\n\nArgs:{(inherited.__doc__ or '').partition('Args:')[2]}"
+        return inherited
     parameters = []
     for name, written, default in _arguments(node):
         annotation = _annotation(written) if written else None
@@ -121,6 +127,17 @@ def schema(module: str, attribute: str) -> Callable[..., Any]:
     stand_in.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     stand_in.__annotations__ = {p.name: p.annotation for p in parameters}
     return stand_in
+
+
+def _base(node: ast.stmt, path: Path) -> Place | None:
+    """Where the class is that a class without arguments of its own is made from, if it imports one of ours."""
+    if not isinstance(node, ast.ClassDef) or not node.bases or next(_arguments(node), None):
+        return None
+    name = getattr(node.bases[0], "id", None)
+    for line in _source(path).body:
+        if isinstance(line, ast.ImportFrom) and any(alias.name == name for alias in line.names):
+            return Place(str(line.module), str(name)) if str(line.module).startswith("tubelet.") else None
+    return None
 
 
 def _arguments(node: ast.stmt) -> typing.Iterator[tuple[str, ast.expr | None, ast.expr | None]]:

@@ -118,3 +118,15 @@ def test_the_nearest_visible_cube_is_of_the_same_frame_where_there_is_one():
                 assert nearest[b, n] // 16 == frame[n]
     own = torch.arange(48).expand(20, -1)
     assert torch.equal(nearest[~hidden], own[~hidden])
+
+
+def test_a_background_that_is_removed_is_neither_input_nor_target_and_is_owned_up_to():
+    torch.manual_seed(0)
+    backbone = VisionTransformer("tiny", dim=32, depth=1, heads=2, patch=4, background="remove")
+    learner = VideoMAE(backbone, ratio=0.5, decoder_dim=16, decoder_depth=1).eval()
+    video, keys = torch.rand(1, 3, 4, 8, 8) * 0.5, torch.tensor([1])
+    brighter = video + torch.rand(1, 3, 1, 8, 8) * 0.4
+    loss = learner({"video": [video], "key": keys}, "main").loss
+    torch.testing.assert_close(learner({"video": [brighter], "key": keys}, "main").loss, loss, atol=1e-4, rtol=1e-4)
+    assert "background is that of the original" in learner.reconstruct(video, keys=keys).told
+    assert "background" not in make().reconstruct(video, keys=keys).told

@@ -17,7 +17,7 @@ def frames(path):
 def test_writes_a_film_of_three_panels_and_a_strip(run, films, tmp_path, true_statistics):
     video = films.videos[0].path
     files = reconstruct(run, video, tmp_path / "out", true_statistics=true_statistics)
-    assert files.true_statistics is true_statistics
+    assert ("true brightness" in files.told) is true_statistics
     assert ("true" in files.mp4.name) is true_statistics
     film = frames(files.mp4)
     assert len(film) == 4
@@ -33,7 +33,7 @@ def test_writes_a_film_of_three_panels_and_a_strip(run, films, tmp_path, true_st
     assert (strip[:STRIP:6, :STRIP:6] == clip[0].permute(1, 2, 0).numpy()).all()  # the original, to the bit
     hidden = (strip[STRIP + GAP : 2 * STRIP + GAP, :STRIP] == 128).all(axis=2)
     assert hidden.mean() == pytest.approx(0.5, abs=0.02)
-    words = "true statistics" if true_statistics else "statistics of the nearest visible cube"
+    words = "true brightness" if true_statistics else "brightness and contrast of the nearest visible cube"
     assert words.encode() in files.png.read_bytes()
 
 

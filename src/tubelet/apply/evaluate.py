@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,7 +111,7 @@ def evaluate(
         for name, options in tasks.items():
             for variant, task, backbone in contestants(run, name, seed, baseline, still):
                 say(f"{name}: {variant}, seed {seed}")
-                own = _options_of(task, options) if task != name else dict(options)
+                own = dict(options)
                 before = next(iter(tried.get((name, variant), {}).values()), {})
                 if "lr" in before:
                     own["lrs"] = (before["lr"],)  # the first seed has chosen for all
@@ -203,9 +202,3 @@ def keep(run: Path, results: Results) -> None:
     for task, variants in results.items():
         kept[task] = {**kept.get(task, {}), **variants}
     write_json(path, kept)
-
-
-def _options_of(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `options` that another task has too. Layer decay is for weights that are worth keeping."""
-    known = inspect.signature(registry.schema(*registry.place("tasks", task))).parameters
-    return {key: value for key, value in options.items() if key in known and key != "layer_decay"}

@@ -26,6 +26,8 @@ class Reconstruction(NamedTuple):
     """The visible cubes as they are, the hidden ones as predicted."""
     hidden: Tensor
     """B N, True = hidden."""
+    told: str
+    """What the hidden cubes were given besides the prediction, for whoever looks at the picture."""
 
 
 @register("videomae")
@@ -135,7 +137,18 @@ class VideoMAE(Learner):
         # a background that the encoder never sees is put back as it is
         shown = join(hidden[..., None, None, None, None].expand_as(filled), grid)  # B C T H W
         whole = torch.where(shown, join(filled, grid) + (video - prepared), video)
-        return Reconstruction(video, join(grey, grid), whole.clamp(0, 1), hidden)
+        return Reconstruction(video, join(grey, grid), whole.clamp(0, 1), hidden, self.told(true_statistics))
+
+    def told(self, true_statistics: bool) -> str:
+        """What a reconstruction takes from elsewhere than the prediction."""
+        if not self.normalise:
+            text = "brightness and contrast are predicted"
+        elif true_statistics:
+            text = "the true brightness and contrast of each hidden cube, which flatters the picture"
+        else:
+            text = "brightness and contrast of the nearest visible cube"
+        removed = self.backbone.config.get("background") == "remove"
+        return f"{text}; the still background is that of the original" if removed else text
 
 
 def nearest_visible(hidden: Tensor, grid: Grid) -> Tensor:

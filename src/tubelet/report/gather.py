@@ -33,7 +33,7 @@ class Film(NamedTuple):
     """One reconstruction, ready for the page."""
 
     title: str
-    true_statistics: bool
+    told: str
     mp4: bytes
     png: bytes
 
@@ -221,5 +221,5 @@ def _films(run: Path, manifest: Manifest, count: int, seed: int) -> tuple[list[F
                 )
             except TubeletError as error:
                 return films, str(error)
-            films.append(Film(video.path.name, true, files.mp4.read_bytes(), files.png.read_bytes()))
+            films.append(Film(video.path.name, files.told, files.mp4.read_bytes(), files.png.read_bytes()))
     return films, ""

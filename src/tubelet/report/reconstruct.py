@@ -31,8 +31,8 @@ class ReconstructionFiles(NamedTuple):
     """Three panels side by side: original, masked, reconstructed; as fast as the clip."""
     png: Path
     """Three rows: original, masked, reconstructed; one column a frame."""
-    true_statistics: bool
-    """Whether the brightness and contrast of each hidden cube were taken from the original."""
+    told: str
+    """What the hidden cubes were given besides the prediction."""
 
 
 def reconstruct(
@@ -73,10 +73,9 @@ def reconstruct(
     made: Any = learner.reconstruct(batch, None, keys, true_statistics)  # type: ignore[operator]
     rows = [as_bytes(panel[0].transpose(0, 1)) for panel in (made.original, made.masked, made.reconstructed)]  # T C H W
     hidden = f"{made.hidden.float().mean():.0%} of the cubes hidden"
-    source = "their own true statistics" if true_statistics else "statistics of the nearest visible cube"
-    caption = f"{video.name}: original, masked, reconstructed; {hidden}, filled in with {source}"
+    caption = f"{video.name}: original, masked, reconstructed; {hidden}; filled in with: {made.told}"
     stem = out / f"{video.stem}-{'true' if true_statistics else 'nearest'}-statistics"
-    files = ReconstructionFiles(stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}.png"), true_statistics)
+    files = ReconstructionFiles(stem.with_name(f"{stem.name}.mp4"), stem.with_name(f"{stem.name}.png"), made.told)
     film(files.mp4, side_by_side([enlarge(row, HEIGHT) for row in rows], -1), 1 / gap_s, caption)
     frames = [side_by_side(list(enlarge(row, STRIP)), -1) for row in rows]  # three of C H T*W
     files.png.write_bytes(png(side_by_side(frames, -2), caption))
