@@ -387,3 +387,26 @@ def test_errors_of_any_length_are_one_line(monkeypatch):
     monkeypatch.setattr(cli, "dispatch", fail)
     monkeypatch.setattr(sys, "stderr", said)
     assert cli.main([]) == 1 and said.getvalue() == "error: one two\n"
+
+
+def test_a_classifier_is_judged_as_it_is(clips, tmp_path, capsys):
+    tuned = train(make_recipe(tmp_path / "tune.yaml", clips, "supervised"), tmp_path / "tuned")
+    weights = (tuned / "learner.safetensors").read_bytes()
+    assert cli.main(["evaluate", str(tuned)]) == 0
+    assert "classifier" in capsys.readouterr().out
+    result = json.loads((tuned / "evaluation" / "results.json").read_text())["classifier"]["supervised"]
+    assert result["videos"] == 4
+    assert (tuned / "learner.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "RECIPE", "--out", "FILE/run"], ["data", "scan", "CLIPS", "-o", "FILE/x.csv"]]
+)
+def test_what_cannot_be_written_to_is_named(words, clips, tmp_path, capfd):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    made = make_recipe(tmp_path / "r.yaml", clips)
+    spelt = [w.replace("FILE", str(file)).replace("RECIPE", str(made)).replace("CLIPS", str(clips)) for w in words]
+    code, said = complaint(capfd, *spelt)
+    assert code == 1
+    assert str(file) in said

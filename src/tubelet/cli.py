@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
+    except OSError as error:  # a folder that cannot be written to, a full disk
+        if error.filename is None and error.errno is None:
+            raise
+        return _complain(f"{error.filename or 'the disk'}: {error.strerror}", 1)
     return 0
 
 
@@ -137,6 +141,7 @@ def train(args: Namespace, dotted: list[str]) -> None:
 
     chosen = recipe.load(args.recipe, dotted)
     chosen.needs()
+    chosen.data["manifest"] = str(Path(chosen.data["manifest"]).resolve())  # a run is looked at from anywhere
     out = args.out or Path("runs") / chosen.name
     from tubelet import dist
     from tubelet.apply.evaluate import judges
@@ -146,7 +151,7 @@ def train(args: Namespace, dotted: list[str]) -> None:
     clip = {key: chosen.data[key] for key in ("frames", "stride", "reference_fps", "size")}
     asked = judges(
         chosen.evaluate, Path(chosen.data["manifest"]), clip, out, variant=chosen.learner["name"], seed=chosen.seed,
-        flip=chosen.data["flip"], workers=chosen.train["workers"],
+        workers=chosen.train["workers"],
     )  # fmt: skip
     run.train(chosen, out, asked)
     dist.stop()
@@ -221,10 +226,11 @@ def _task_help(args: Namespace | None) -> str:
     "evaluate", "tubelet evaluate runs/demo --tasks knn linear --baseline --seeds 0 1 2",
     argument("run", type=Path, metavar="RUN", help="folder of a run"),
     argument("--manifest", type=Path, help="labelled videos (default: the run's own manifest)"),
-    argument("--tasks", nargs="+", default=["knn", "linear"], metavar="TASK", help="default: knn linear"),
+    argument("--tasks", nargs="+", metavar="TASK", help="default: knn linear; of a classifier: what it is, as it is"),
     argument("--labels-per-class", type=whole, metavar="N", help="learn from that many videos of each class"),
     argument("--seeds", nargs="+", type=whole, default=[0], metavar="N", help="repeat with each of them (default: 0)"),
     argument("--baseline", action="store_true", help="also the same network untrained; for finetune: from scratch"),
+    argument("--flip", action="store_true", help="mirror training videos; not where left and right mean something"),
     argument("--one-frame", action="store_true", help="also the pixels of each clip's middle frame"),
     argument("--test-clips", type=whole, default=1, metavar="N", help="clips of each test video (default: 1)"),
     argument("--test-crops", type=whole, default=1, metavar="N", help="crops of each test clip (default: 1)"),
@@ -235,7 +241,7 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
     """Judge the encoder of a run by tasks, with confidence intervals and baselines."""
     from tubelet import recipe
 
-    asked = recipe.task_options(args.tasks, dotted)
+    asked = recipe.task_options(args.tasks or ["knn", "linear"], dotted)
     for name, value in (
         ("--labels-per-class", args.labels_per_class),
         ("--test-clips", args.test_clips),
@@ -244,15 +250,19 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
         if value is not None and value < 1:
             raise usage_error(f"{name} must be 1 or more, not {value}")
     made = recipe.of_run(args.run)
+    as_it_is = made is not None and made.learner["name"] == "supervised" and not args.tasks
     from tubelet.apply import evaluate as judging
     from tubelet.log import table
 
-    results = judging.evaluate(
-        args.run, asked, args.manifest or _manifest_of(args.run, made), seeds=args.seeds, baseline=args.baseline,
-        still=args.one_frame,
-        labels_per_class=args.labels_per_class, test_clips=args.test_clips, test_crops=args.test_crops,
-        workers=args.workers, flip=made.data["flip"] if made else True,
-    )  # fmt: skip
+    manifest = args.manifest or _manifest_of(args.run, made)
+    terms = {"test_clips": args.test_clips, "test_crops": args.test_crops, "workers": args.workers}
+    if as_it_is:
+        results = judging.classifier(args.run, manifest, **terms)
+    else:
+        results = judging.evaluate(
+            args.run, asked, manifest, seeds=args.seeds, baseline=args.baseline, still=args.one_frame,
+            labels_per_class=args.labels_per_class, flip=args.flip, **terms,
+        )  # fmt: skip
     rows = [
         [task, variant, *_numbers(result)] for task, variants in results.items() for variant, result in variants.items()
     ]

@@ -73,6 +73,7 @@ class Learner(nn.Module):
     backbone: Backbone
 
     def forward(self, batch: Batch, phase: str) -> Output:
+        """The loss of a batch. A loss of None must be answered by all processes alike, as they wait for each other."""
         raise NotImplementedError
 
     def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:

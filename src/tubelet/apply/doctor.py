@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from tubelet.train.parallel import has_bfloat16
+from tubelet.train.parallel import cores, has_bfloat16
 
 CORE = ("numpy", "av", "jsonargparse", "safetensors", "rich", "jinja2")
 EXTRAS = {"table": "pyarrow", "synth": "scikit-image", "viz": "matplotlib", "track": "tensorboard"}
@@ -30,11 +29,7 @@ def findings() -> Iterator[tuple[str, str]]:
         if _version(name):
             yield name, _importable(name)
     bfloat16 = "in hardware" if has_bfloat16(torch.device("cpu")) else "not in hardware"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield (
-        "CPU cores",
-        f"{cores}, torch uses {torch.get_num_threads()}; bfloat16 {bfloat16}",
-    )
+    yield "CPU cores", f"{cores()}, torch uses {torch.get_num_threads()}; bfloat16 {bfloat16}"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(index)

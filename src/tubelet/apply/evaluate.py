@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,11 @@ from tubelet.checkpoint import load_backbone, read_about, write_json
 from tubelet.data.listing import read_manifest
 from tubelet.learner import Backbone
 from tubelet.log import say, warn
+from tubelet.methods.supervised import Supervised
 from tubelet.metrics.classification import paired_spread, wilson
-from tubelet.tasks.protocol import Protocol, Result
+from tubelet.tasks.finetune import score
+from tubelet.tasks.protocol import Protocol, Result, conclude
+from tubelet.train.run import load_learner
 from tubelet.types import Features, Grid, TubeletError
 
 Judge = Callable[[Backbone, int], dict[str, float]]
@@ -126,6 +130,29 @@ def evaluate(
     return results
 
 
+def classifier(run: Path, manifest: Path, **terms: Any) -> Results:
+    """Judges a classifier as it is, by the mean softmax over views: ``run`` is one that `tubelet train finetune` made.
+
+    Args:
+        manifest: the videos, with labels; those that are not for training are judged.
+        terms: fields of `Protocol`.
+    """
+    learner, classes = load_learner(run), read_about(run)["classes"]
+    protocol = Protocol.from_manifest(read_manifest(manifest), dict(read_about(run)["clip"]), **terms)
+    if protocol.classes != classes:
+        raise TubeletError(
+            f"{run} knows the classes {', '.join(classes)}, and {manifest} has {', '.join(protocol.classes)}"
+        )
+    started = time.perf_counter()
+    assert isinstance(learner, Supervised)
+    probabilities, readable = score(learner, protocol.test, protocol, protocol.test_clips, protocol.test_crops)
+    out = folder(run, "classifier", "supervised")
+    result = conclude(probabilities[readable], readable, protocol, out, started=started)
+    results: Results = {"classifier": {"supervised": {**result, "manifest": str(manifest)}}}
+    keep(run, results)
+    return results
+
+
 def contestants(run: Path, task: str, seed: int, baseline: bool, still: bool) -> Iterator[tuple[str, str, Backbone]]:
     """Who is judged by a task: name, the task that judges it, and the encoder."""
     if task == "scratch":  # it takes the shape of the network, not its weights
@@ -136,7 +163,7 @@ def contestants(run: Path, task: str, seed: int, baseline: bool, still: bool) ->
         yield "scratch", "scratch", untrained(run, seed)
     elif baseline:
         yield "untrained", task, untrained(run, seed)
-    if still:
+    if still and task != "finetune":
         yield "one-frame", task, MiddleFrame()
 
 

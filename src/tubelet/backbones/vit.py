@@ -62,6 +62,11 @@ class VisionTransformer(Backbone):
         super().__init__()
         given = {"dim": dim, "depth": depth, "heads": heads, "mlp": mlp}
         shape = SIZES[size] | {name: value for name, value in given.items() if value is not None}
+        for name, value in {**shape, "patch": patch, "tubelet": tubelet}.items():
+            if value < (0 if name == "depth" else 1):
+                raise TubeletError(f"backbone.{name} must be 1 or more, not {value}")
+        if not 0 <= drop_path < 1:
+            raise TubeletError(f"backbone.drop_path must be in 0..1 (1 excluded), not {drop_path:g}")
         if shape["dim"] % shape["heads"]:
             raise TubeletError(f"backbone.heads ({shape['heads']}) must divide backbone.dim ({shape['dim']})")
         self.config = {

@@ -30,7 +30,10 @@ VIDEO_SUFFIXES = {
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m2v", ".wmv", ".flv", ".ts", ".mts",
     ".m2ts", ".3gp", ".ogv", ".vob",
 }  # fmt: skip
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
 """Names of first-level folders that say what is for training and what for testing."""
 
 CRASHED = "the decoder crashed on it"
@@ -138,7 +141,7 @@ def _videos_below(root: Path) -> list[Video]:
         Video(
             path,
             label=inner[-1] if has_labels and inner else None,
-            split=outer[0] if has_splits else None,
+            split=SPLITS[outer[0].lower()] if has_splits else None,
         )
         for path, outer, inner in zip(paths, parents, folders, strict=True)
     ]

@@ -224,6 +224,28 @@ def divide(manifest: Manifest, share: float, seed: int) -> tuple[Manifest, Manif
     return manifest.take(r for r in range(len(manifest)) if r not in chosen), manifest.take(sorted(chosen))
 
 
+def train_and_test(manifest: Manifest) -> tuple[Manifest, Manifest]:
+    """The labelled videos to learn labels from, and those to be judged on: one rule for learners and tasks alike.
+
+    The splits ``train`` and ``test`` (else ``val``) where the manifest has them. Without them a fifth is kept for
+    testing, by group and stratified by label, always the same fifth.
+
+    Raises:
+        TubeletError: no video has a label, or all have the same.
+    """
+    labelled = manifest.take([row for row, label in enumerate(manifest.labels) if label >= 0])
+    known = {video.label for video in labelled.videos}
+    where = manifest.source or "the manifest"
+    if not known:
+        raise TubeletError(f"no video has a label in {where}: fill in its column `label`")
+    if len(known) == 1:
+        raise TubeletError(f"there is only one class, {known.pop()!r}, in {where}: two or more are needed")
+    judged = next((name for name in ("test", "val") if name in manifest.splits), None)
+    if judged is not None and "train" in manifest.splits:
+        return labelled.where("train"), labelled.where(judged)
+    return divide(labelled, 0.2, 0)
+
+
 def natural_sort(words: Iterable[str]) -> list[str]:
     """Sorted as people do it: '2' before '10', case aside."""
 

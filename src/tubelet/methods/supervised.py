@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from tubelet.learner import Backbone, Learner
 from tubelet.registry import register
-from tubelet.types import Batch, Output
+from tubelet.types import Batch, Output, TubeletError
 
 
 @register("supervised")
@@ -39,6 +39,9 @@ class Supervised(Learner):
         head_scale: float = 0.001,
     ) -> None:
         super().__init__()
+        for name, value in (("dropout", dropout), ("smoothing", smoothing)):
+            if not 0 <= value < 1:
+                raise TubeletError(f"learner.{name} must be in 0..1 (1 excluded), not {value:g}")
         self.backbone = backbone
         self.fc_norm = nn.LayerNorm(backbone.dim, eps=1e-6)
         self.dropout = nn.Dropout(dropout)

@@ -13,7 +13,7 @@ from tubelet.nn import masks, positions
 from tubelet.nn.patches import cubes, join
 from tubelet.nn.transformer import Block, start_weights
 from tubelet.registry import register
-from tubelet.types import Batch, Grid, Output
+from tubelet.types import Batch, Grid, Output, TubeletError
 
 
 class Reconstruction(NamedTuple):
@@ -60,8 +60,15 @@ class VideoMAE(Learner):
         self.backbone, self.ratio, self.mask, self.normalise = backbone, ratio, mask, normalise
         self.patch, self.tubelet = backbone.config["patch"], backbone.config["tubelet"]
         self.positions = backbone.config["positions"]
+        if mask != "tube" and backbone.config.get("background") == "remove":
+            raise TubeletError(
+                f"learner.mask {mask} with backbone.background remove would show what is hidden, through the mean over "
+                "time: use learner.mask tube or backbone.background keep"
+            )
         dim = decoder_dim or backbone.dim // 2
         heads = decoder_heads or max(1, dim // 64)
+        if dim % heads:
+            raise TubeletError(f"learner.decoder_heads ({heads}) must divide learner.decoder_dim ({dim})")
         self.enter = nn.Linear(backbone.dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(decoder_depth))

@@ -22,7 +22,7 @@ from tubelet.types import TubeletError
 
 __all__ = ["ReportData", "gather", "write_report"]
 
-BASELINES = ("scratch", "untrained", "random", "frame", "one-frame", "one_frame", "pixels", "chance")
+BASELINES = ("scratch", "untrained", "one-frame")
 """Names of encoders that nothing was learnt with in pre-training; any other one in a task is the run's."""
 Results = dict[str, dict[str, dict[str, Any]]]
 """Task -> encoder -> result."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from tubelet import draws
 from tubelet.checkpoint import write_atomically
-from tubelet.data.listing import Manifest, divide, few_labels
+from tubelet.data.listing import Manifest, few_labels, train_and_test
 from tubelet.learner import Backbone
 from tubelet.log import say, warn
 from tubelet.metrics.classification import judge
@@ -58,7 +58,7 @@ class Protocol:
     batch: int = 32
     cache: Path | None = None
     """Folder for features, which are then computed once."""
-    flip: bool = True
+    flip: bool = False
     """Whether a mirrored video keeps its class: False where left and right mean something."""
 
     def __post_init__(self) -> None:
@@ -89,10 +89,7 @@ class Protocol:
     def from_manifest(
         cls, manifest: Manifest, clip: dict[str, Any], *, labels_per_class: int | None = None, **options: Any
     ) -> Protocol:
-        """Takes the splits of a manifest: ``train`` and ``test`` (else ``val``).
-
-        Without them a fifth of the labelled videos is kept for testing, by group and stratified by label, always the
-        same fifth. Videos without a label take no part.
+        """Takes the splits of a manifest, or keeps a fifth of it for testing: see `train_and_test`.
 
         Args:
             manifest: the whole listing.
@@ -100,11 +97,11 @@ class Protocol:
             labels_per_class: learn from that many videos of each class, drawn by the protocol's seed.
             options: the other fields of `Protocol`.
         """
-        judged = next((name for name in ("test", "val") if name in manifest.splits), None)
-        if judged is not None and "train" in manifest.splits:
-            train, test = _labelled(manifest.where("train")), _labelled(manifest.where(judged))
-        else:
-            train, test = divide(_labelled(manifest), 0.2, 0)
+        train, test = train_and_test(manifest)
+        unlabelled = sum(label < 0 for label in manifest.labels)
+        if unlabelled:
+            say(f"{unlabelled} of {len(manifest)} videos have no label and take no part")
+        if "train" not in manifest.splits:
             say(f"no train and test split{_of(manifest)}: {len(train)} videos to learn from, {len(test)} to judge on")
         if labels_per_class is not None:
             train = few_labels(train, labels_per_class, options.get("seed", 0))
@@ -182,15 +179,6 @@ def conclude(
 
 def _write(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8", newline="")
-
-
-def _labelled(manifest: Manifest) -> Manifest:
-    rows = [row for row, video in enumerate(manifest.videos) if video.label is not None]
-    if not rows:
-        raise TubeletError(f"no video has a label{_of(manifest)}: this task needs the column `label`")
-    if len(rows) < len(manifest):
-        say(f"{len(manifest) - len(rows)} of {len(manifest)} videos have no label and take no part")
-    return manifest.take(rows)
 
 
 def _of(manifest: Manifest) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tubelet import dist
+from tubelet import dist, draws
 from tubelet.data.inspect import write_unreadable
 from tubelet.data.loader import Clips, Loader, to_device
 from tubelet.learner import Backbone, Learner, Now
@@ -94,10 +94,24 @@ def fit(
             another run, or settings that do not fit together.
         Interrupted: asked to stop; a checkpoint is saved.
     """
+    positive = {
+        "batch": batch,
+        "micro_batch": micro_batch,
+        "lr": lr,
+        "log_steps": log_steps,
+        "layer_decay": layer_decay,
+    }
+    for name, value in {**positive, "weight_decay": weight_decay, "clip_norm": clip_norm, "min_lr": min_lr}.items():
+        if value is not None and (value < 0 or (name in positive and value == 0)):
+            raise TubeletError(
+                f"train.{name} must be {'more than 0' if name in positive else '0 or more'}, not {value:g}"
+            )
     device = dist.device()
     loader = Loader(clips, batch, workers=workers, rank=dist.rank(), world=dist.world_size())
     epoch_steps = loader.steps_per_epoch
     total = schedule.steps(length, epoch_steps)
+    if total == 0:
+        raise TubeletError(f"train.length {length!r} is no step at all")
     warm = schedule.steps(warmup, epoch_steps, total)
     pieces = _pieces(batch, micro_batch)
     model = distribute(learner, device).train()
@@ -108,6 +122,8 @@ def fit(
     identity = {"seed": seed, "batch": batch, "steps": total, "data": clips.manifest.fingerprint}
     run = RunState(out, learner, optimisers, identity, {"clip": clips.clip, **(about or {})})
     run.restore()
+    if dist.world_size() > 1 and run.step == 0:  # or all processes would drop the same paths
+        torch.manual_seed(draws.key(seed, "process", dist.rank()))
     metrics = Metrics(out, after=run.step) if dist.is_main() else None
 
     with (
@@ -247,12 +263,11 @@ def _pieces(batch: int, micro_batch: int | None) -> int:
 def _judge(learner: Learner, name: str, judge: Judge, step: int, metrics: Metrics | None) -> None:
     """Judges the backbone on the first process, and leaves the run as it was: mode and random state included."""
     if dist.is_main():
-        state = torch.get_rng_state()
+        device = dist.device()
         learner.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             numbers = judge(learner.backbone, step)
         learner.train()
-        torch.set_rng_state(state)
         if metrics:
             metrics.write(step, **{f"{name}/{key}": value for key, value in numbers.items()})
     dist.barrier()

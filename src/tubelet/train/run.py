@@ -17,7 +17,7 @@ import yaml
 
 from tubelet import dist, registry
 from tubelet.checkpoint import load_backbone, load_weights, read_about, write_atomically, write_json
-from tubelet.data.listing import Manifest, read_manifest
+from tubelet.data.listing import Manifest, read_manifest, train_and_test
 from tubelet.data.loader import Clips
 from tubelet.learner import Backbone, Learner
 from tubelet.log import say
@@ -52,11 +52,11 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
         TubeletError: ``out`` holds another recipe's run, or the parts of the recipe do not fit together.
     """
     dist.start()
-    claim(recipe, out)
     clips = make_clips(recipe)
     torch.manual_seed(recipe.seed)
     learner = make_learner(recipe, clips.manifest)
     check(learner, clips)
+    claim(recipe, out)
     about: dict[str, Any] = {"learner": dict(recipe.learner)}
     if learner.needs_labels:
         about["classes"] = clips.manifest.classes
@@ -83,22 +83,28 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
 
 
 def claim(recipe: Recipe, out: Path) -> None:
-    """Writes the recipe into ``out``, or makes sure that it is the one that is there."""
+    """Writes the recipe into ``out``, or makes sure that it is the one that is there. The first process decides."""
+    complaint = _refusal(recipe, out) if dist.is_main() else None
+    if dist.is_main() and complaint is None:
+        text = recipe.to_yaml()
+        write_atomically(out / "recipe.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    complaint = dist.gather(complaint)[0]
+    if complaint is not None:
+        raise TubeletError(f"{complaint}. Choose another folder with --out")
+
+
+def _refusal(recipe: Recipe, out: Path) -> str | None:
+    """Why ``out`` cannot hold this run. A recipe of which nothing was trained yet gives way to another."""
     path = out / "recipe.yaml"
-    if path.exists():
+    if path.exists() and any(out.glob("*checkpoint.pt")):
         before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(recipe.to_yaml())
         for section in ("seed", "data", "backbone", "learner", "train"):
             difference = _difference(before.get(section), now.get(section), section)
             if difference:
-                raise TubeletError(
-                    f"{out} holds a run of another recipe: {difference}. Choose another folder with --out"
-                )
-    elif out.exists() and any(out.iterdir()):
-        raise TubeletError(f"{out} holds something that is not a run: choose another folder with --out")
-    if dist.is_main():
-        text = recipe.to_yaml()
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    dist.barrier()
+                return f"{out} holds a run of another recipe: {difference}"
+    elif not path.exists() and out.exists() and any(not file.name.endswith(".tmp") for file in out.iterdir()):
+        return f"{out} holds something that is not a run"
+    return None
 
 
 def _difference(before: Any, now: Any, name: str) -> str | None:
@@ -113,8 +119,18 @@ def _difference(before: Any, now: Any, name: str) -> str | None:
 
 
 def make_clips(recipe: Recipe) -> Clips:
+    """The clips to train on. A learner of labels gets labelled videos only, and none that a task will judge."""
     options = dict(recipe.data)
-    manifest = read_manifest(options.pop("manifest"), options.pop("split", None))
+    manifest = read_manifest(options.pop("manifest"))
+    split = options.pop("split", None)
+    if split is not None:
+        manifest = manifest.where(split)
+    if registry.find("methods", recipe.learner["name"]).needs_labels:
+        if split is None:
+            whole = len(manifest)
+            manifest, _ = train_and_test(manifest)
+            say(f"{len(manifest)} of {whole} videos are labelled and trained on; the others are kept for judging")
+        manifest = manifest.take([row for row, label in enumerate(manifest.labels) if label >= 0])
     return Clips(manifest, seed=recipe.seed, **options)
 
 

@@ -69,8 +69,9 @@ class RunState:
         for name, value in self.identity.items():
             theirs = state["identity"].get(name)
             if theirs != value:
+                change = "other videos in its manifest" if name == "data" else f"{name} {theirs}, not {value}"
                 raise TubeletError(
-                    f"{self.out} holds a run with {name} {theirs}, not {value}: choose another folder with --out, "
+                    f"{self.out} holds a run with {change}: choose another folder with --out, "
                     "or go back to the settings and data that it was started with"
                 )
         self.learner.load_state_dict(state["learner"])
