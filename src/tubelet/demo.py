@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,8 +87,9 @@ def main(
     say(f"{(time.perf_counter() - started) / 60:.1f} minutes in all")
     say(f"look at     {page}")
     say(f"numbers     {out / 'results.json'}")
-    say(f"a video     tubelet predict {out} {first.path}")
-    say("your own    tubelet data scan VIDEOS -o clips.csv && tubelet train tiny --data.manifest clips.csv")
+    tool = sys.argv[0] if Path(sys.argv[0]).name == "tubelet" else "tubelet"
+    say(f"a video     {tool} predict {out} {first.path}")
+    say(f"your own    {tool} data scan VIDEOS -o clips.csv && {tool} train tiny --data.manifest clips.csv")
 
 
 def summarise(results: Mapping[str, Mapping[str, Mapping[str, Any]]], classes: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Stretch:
 
 
 class Progress:
-    """A bar on a terminal, a line every twentieth of the run elsewhere. Shows steps, loss, clips/s and the time left.
+    """A bar on a terminal, a line every tenth of the run elsewhere. Shows steps, loss, clips/s and the time left.
 
     Args:
         total: steps of the whole run.
@@ -85,7 +85,7 @@ class Progress:
         speed = (step - self.first) * self.batch / max(1e-9, seconds)
         if self.bar:
             self.bar.update(self.task, completed=step, loss=loss, speed=speed)
-        elif not self.quiet and (step == self.total or step % max(1, self.total // 20) == 0):
+        elif not self.quiet and (step == self.total or step % max(1, self.total // 10) == 0):
             left = (self.total - step) * self.batch / max(1e-9, speed)
             say(f"step {step}/{self.total}  loss {loss:.4f}  {speed:.0f} clips/s  {left / 60:.1f} min left")
 
