@@ -176,7 +176,7 @@ def one_class_to_train(tmp_path, clips, run):
         make_recipe(tmp_path / "r.yaml", manifest, "supervised"),
         "--out",
         tmp_path / "out",
-    ], "needs two or more"
+    ], "two or more are needed"
 
 
 def without_labels(clips: Path) -> Path:

@@ -44,10 +44,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes all that is needed to go on. The file before it is kept as ``previous-<name>`` until the next save."""
+    """Writes all that is needed to go on. The file before it is kept as ``previous-<name>`` until the next save.
+
+    The new file is on the disk before any other is touched, so that at each moment a good one is there.
+    """
+    fresh = path.with_name(f"next-{path.name}")
+    write_atomically(fresh, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
     if path.exists():
         path.replace(path.with_name(f"previous-{path.name}"))
-    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+    fresh.replace(path)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def latest_state(folder: Path) -> dict[str, Any] | None:
     from tubelet.log import warn
 
     complaint = None
-    for name in ("checkpoint.pt", "previous-checkpoint.pt"):
+    for name in ("next-checkpoint.pt", "checkpoint.pt", "previous-checkpoint.pt"):
         path = folder / name
         if path.exists():
             try:

@@ -129,7 +129,7 @@ def _recipe_help(args: Namespace | None) -> str:
 @command(
     "train", "tubelet train tiny --data.manifest clips.csv --learner.ratio 0.75 --out runs/first",
     argument("recipe", metavar="RECIPE", help="a YAML file, a run's folder, or a packaged name: see `tubelet list`"),
-    argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME, NAME being the recipe's)"),
+    argument("--out", type=Path, metavar="DIR", help="folder of the run (default: RECIPE, or runs/NAME)"),
     dotted=Dotted("RECIPE [--section.option VALUE ...] [--out DIR]", _recipe_help, ("--name", "--seed")),
 )  # fmt: skip
 def train(args: Namespace, dotted: list[str]) -> None:
@@ -142,7 +142,7 @@ def train(args: Namespace, dotted: list[str]) -> None:
     chosen = recipe.load(args.recipe, dotted)
     chosen.needs()
     chosen.data["manifest"] = str(Path(chosen.data["manifest"]).resolve())  # a run is looked at from anywhere
-    out = args.out or Path("runs") / chosen.name
+    out = args.out or (Path(args.recipe) if Path(args.recipe).is_dir() else Path("runs") / chosen.name)
     from tubelet import dist
     from tubelet.apply.evaluate import judges
     from tubelet.log import say
@@ -241,6 +241,8 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
     """Judge the encoder of a run by tasks, with confidence intervals and baselines."""
     from tubelet import recipe
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TubeletError("tubelet evaluate runs in one process: start it without torchrun")
     asked = recipe.task_options(args.tasks or ["knn", "linear"], dotted)
     for name, value in (
         ("--labels-per-class", args.labels_per_class),
@@ -287,7 +289,7 @@ def _manifest_of(run: Path, made: Any) -> Path:
 
 
 @command(
-    "predict", "tubelet predict runs/demo/finetune video.mp4 --top 3",
+    "predict", "tubelet predict runs/demo video.mp4 --top 3",
     argument("run", type=Path, metavar="RUN", help="folder of a fine-tuned run, or of one that has it within"),
     argument("video", type=Path, metavar="VIDEO"),
     argument("--top", type=whole, default=5, metavar="N", help="classes to name (default: 5)"),

@@ -60,7 +60,7 @@ def main(
 
     say("3/6  pre-training VideoMAE on its training videos, without labels", "bold")
     chosen = recipe.load(
-        "demo", ["--data.manifest", str(manifest), "--train.length", f"{steps} steps", "--seed", str(seed)]
+        "demo", ["--data.manifest", str(manifest.resolve()), "--train.length", f"{steps} steps", "--seed", str(seed)]
     )
     clip = {key: chosen.data[key] for key in ("frames", "stride", "reference_fps", "size")}
     run.train(chosen, out, judges(chosen.evaluate, manifest, clip, out, variant="videomae", seed=seed, flip=False))

@@ -45,7 +45,7 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         self._keep_until(after)
-        self.board = _summary_writer(folder / "tensorboard") if tensorboard else None
+        self.board = _summary_writer(folder / "tensorboard", after) if tensorboard else None
 
     def write(self, step: int, **values: Any) -> None:
         line = {"step": step, "time": round(time.time(), 3), **values}
@@ -79,9 +79,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _summary_writer(folder: Path) -> Any:
+def _summary_writer(folder: Path, after: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=after + 1)

@@ -1,11 +1,16 @@
 """A run's folder, from the recipe on: who may use it, what a learner of labels is given, what values make sense."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tubelet import recipe
-from tubelet.data.listing import Manifest, read_manifest, train_and_test, write_manifest
+from tubelet.data.listing import Manifest, Video, read_manifest, train_and_test, write_manifest
 from tubelet.train import run
 from tubelet.types import TubeletError
 
@@ -89,3 +94,57 @@ def test_a_learner_comes_back_whole(corpus, tmp_path):
     learner = run.load_learner(tmp_path / "r")
     assert not learner.training
     assert learner.reconstruct(torch.rand(1, 3, 4, 16, 16)).reconstructed.shape == (1, 3, 4, 16, 16)  # type: ignore[operator]
+
+
+def test_with_a_train_split_alone_a_part_of_it_is_kept_for_judging(corpus, tmp_path):
+    from dataclasses import replace
+
+    videos = [replace(v, path=v.path, split="train") for v in read_manifest(corpus).videos]
+    write_manifest(corpus.parent / "alone.csv", Manifest(videos))
+    listed = read_manifest(corpus.parent / "alone.csv")
+    learnt, judged = train_and_test(listed)
+    assert judged and not {v.path for v in learnt.videos} & {v.path for v in judged.videos}
+    made = recipe.load(
+        "finetune",
+        ["--data.manifest", str(corpus.parent / "alone.csv"), "--backbone.init", "none", "--backbone.name", "vit"],
+    )
+    assert made.data["split"] == "train"
+    assert run.make_clips(made).manifest.fingerprint == learnt.fingerprint
+
+
+def test_splits_without_labels_are_not_for_judging():
+    rows = [Video(Path(f"{i}.mp4"), label="ab"[i % 2], split="train" if i < 6 else "val") for i in range(10)]
+    rows += [Video(Path("t.mp4"), split="test")]
+    learnt, judged = train_and_test(Manifest(rows))
+    assert (len(learnt), len(judged)) == (6, 4)
+
+
+SIGTERM = """
+import sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from tubelet import cli
+sys.exit(cli.main({words!r}))
+"""
+
+
+def test_sigterm_to_the_whole_group_saves_and_says_how_to_go_on(corpus, tmp_path):
+    """As `torchrun` and batch systems send it: the processes that decode get it too."""
+    out = tmp_path / "r"
+    words = ["train", "tiny", "--data.manifest", str(corpus), *SMALL, "--out", str(out)]
+    words += ["--train.length", "100k steps", "--train.workers", "1", "--train.save", "every 50k steps"]
+    script = tmp_path / "go.py"
+    script.write_text(SIGTERM.format(path=[str(Path(run.__file__).parents[2])], words=words))
+    with subprocess.Popen(
+        [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 90
+        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "the same command goes on from there" in said
+    assert (out / "checkpoint.pt").exists()

@@ -33,7 +33,7 @@ def findings() -> Iterator[tuple[str, str]]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(index)
-            bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+            bfloat16 = "bfloat16" if card.major >= 8 else "no bfloat16"
             yield f"GPU {index}", f"{card.name}, {card.total_memory / 2**30:.0f} GiB, {bfloat16}"
     else:
         yield "GPU", "none that torch can use" + ("" if torch.version.cuda else " (this torch is a CPU build)")

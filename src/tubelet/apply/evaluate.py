@@ -160,7 +160,7 @@ def contestants(run: Path, task: str, seed: int, baseline: bool, still: bool) ->
         return
     yield read_about(run).get("learner", {}).get("name", "trained"), task, load_backbone(run)
     if baseline and task == "finetune":
-        yield "scratch", "scratch", untrained(run, seed)
+        yield "scratch", "scratch", load_backbone(run)
     elif baseline:
         yield "untrained", task, untrained(run, seed)
     if still and task != "finetune":
@@ -218,7 +218,10 @@ def folder(run: Path, task: str, variant: str, seed: int | None = None) -> Path:
 
 
 def keep(run: Path, results: Results) -> None:
-    """Adds results to ``run/evaluation/results.json``; one of the same task and variant is replaced."""
+    """Adds results to ``run/evaluation/results.json``; one of the same task and variant is replaced.
+
+    Results of the same task on other terms (other numbers of videos) go: side by side they would mislead.
+    """
     path = run / "evaluation" / "results.json"
     kept: Results = {}
     if path.exists():
@@ -227,5 +230,11 @@ def keep(run: Path, results: Results) -> None:
         except json.JSONDecodeError:
             warn(f"{path} is damaged and is written afresh")
     for task, variants in results.items():
-        kept[task] = {**kept.get(task, {}), **variants}
+        terms = {(result.get("train_videos"), result.get("videos")) for result in variants.values()}
+        alike = {
+            name: result
+            for name, result in kept.get(task, {}).items()
+            if (result.get("train_videos"), result.get("videos")) in terms
+        }
+        kept[task] = {**alike, **variants}
     write_json(path, kept)

@@ -227,8 +227,8 @@ def divide(manifest: Manifest, share: float, seed: int) -> tuple[Manifest, Manif
 def train_and_test(manifest: Manifest) -> tuple[Manifest, Manifest]:
     """The labelled videos to learn labels from, and those to be judged on: one rule for learners and tasks alike.
 
-    The splits ``train`` and ``test`` (else ``val``) where the manifest has them. Without them a fifth is kept for
-    testing, by group and stratified by label, always the same fifth.
+    The splits ``train`` and ``test`` (else ``val``) where labelled videos have them. Otherwise a fifth is kept for
+    testing (of the split ``train`` where there is one), by group and stratified by label, always the same fifth.
 
     Raises:
         TubeletError: no video has a label, or all have the same.
@@ -240,10 +240,11 @@ def train_and_test(manifest: Manifest) -> tuple[Manifest, Manifest]:
         raise TubeletError(f"no video has a label in {where}: fill in its column `label`")
     if len(known) == 1:
         raise TubeletError(f"there is only one class, {known.pop()!r}, in {where}: two or more are needed")
-    judged = next((name for name in ("test", "val") if name in manifest.splits), None)
-    if judged is not None and "train" in manifest.splits:
-        return labelled.where("train"), labelled.where(judged)
-    return divide(labelled, 0.2, 0)
+    judged = next((name for name in ("test", "val") if name in labelled.splits), None)
+    learnt = labelled.where("train") if "train" in labelled.splits else labelled
+    if judged is not None and learnt is not labelled:
+        return learnt, labelled.where(judged)
+    return divide(learnt, 0.2, 0)
 
 
 def natural_sort(words: Iterable[str]) -> list[str]:

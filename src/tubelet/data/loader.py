@@ -391,8 +391,12 @@ def _collate(taken: list[Taken]) -> tuple[Batch, list[tuple[str, str]], str | No
 
 
 def _start_worker(worker: int) -> None:
-    """Workers share the cores and leave Ctrl-C to the main process, which saves and then ends them."""
+    """Workers share the cores and leave Ctrl-C and SIGTERM to the main process, which saves and then ends them.
+
+    Both often go to the whole process group; a worker that died of one would take the main process with it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

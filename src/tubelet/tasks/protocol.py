@@ -101,7 +101,7 @@ class Protocol:
         unlabelled = sum(label < 0 for label in manifest.labels)
         if unlabelled:
             say(f"{unlabelled} of {len(manifest)} videos have no label and take no part")
-        if "train" not in manifest.splits:
+        if not {"test", "val"} & set(manifest.splits):
             say(f"no train and test split{_of(manifest)}: {len(train)} videos to learn from, {len(test)} to judge on")
         if labels_per_class is not None:
             train = few_labels(train, labels_per_class, options.get("seed", 0))

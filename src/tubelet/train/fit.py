@@ -141,7 +141,7 @@ def fit(
             learner.before_step(Now(run.step, epoch, within == 0, run.step / total, loader.once))
             for phase, optimiser in optimisers.items():
                 set_rate(optimiser, rate)
-                stretch.add(_step(model, learner, phase, optimiser, data, pieces, clip_norm, precision))
+                stretch.add(_step(model, learner, phase, optimiser, data, pieces, clip_norm, precision, clips))
             run.step += 1
             learner.after_step(Now(run.step, epoch, within == 0, run.step / total, loader.once))
             run.seconds += time.perf_counter() - started
@@ -152,12 +152,16 @@ def fit(
                 if metrics:
                     metrics.write(run.step, epoch=run.step / epoch_steps, lr=rate, **stretch.summary(run, batch))
                 stretch = Stretch(run)
-            for name, (when, judge) in (judges or {}).items():
-                if schedule.due(when, run.step, epoch_steps, total):
-                    _judge(learner, name, judge, run.step, metrics)
             stopping = dist.any_process(stop.asked)
-            if stopping or schedule.due(save, run.step, epoch_steps, total):
-                run.save()
+            due = {
+                n: judge
+                for n, (when, judge) in (judges or {}).items()
+                if schedule.due(when, run.step, epoch_steps, total)
+            }
+            if stopping or due or schedule.due(save, run.step, epoch_steps, total):
+                run.save()  # before it is judged, which can take long
+            for name, judge in due.items():
+                _judge(learner, name, judge, run.step, metrics)
             if stopping and run.step < total:
                 raise Interrupted(
                     f"stopped at step {run.step} of {total} and saved in {out}: the same command goes on from there"
@@ -184,6 +188,7 @@ def _step(
     pieces: int,
     clip_norm: float,
     precision: Literal["auto", "float32", "bfloat16"],
+    clips: Clips,
 ) -> _Stepped:
     """One optimiser step of one phase. Nothing is touched when the loss or the gradient is not finite."""
     device = dist.device()
@@ -201,7 +206,7 @@ def _step(
             (loss / pieces).backward()
         total += loss.detach() / pieces
         for name, value in metrics.items():
-            numbers[name] = numbers.get(name, 0.0) + float(value) / pieces
+            numbers[name] = numbers.get(name, 0.0) + float(dist.mean(torch.as_tensor(value, device=device))) / pieces
     for parameter in frozen:
         parameter.requires_grad_(True)
     if not dist.any_process(learnt):
@@ -210,10 +215,10 @@ def _step(
     value = float(dist.mean(total))
     if dist.any_process(not math.isfinite(value) or not math.isfinite(float(norm))):
         optimiser.zero_grad(set_to_none=True)
-        ids = ", ".join(str(i) for i in data["id"].tolist()[:16])
+        videos = ", ".join(str(clips.manifest[row].path) for row in data["id"].tolist()[:8])
         raise TubeletError(
             f"the {'gradient' if math.isfinite(value) else 'loss'} is not finite (loss {value:g}); stopped before "
-            f"the weights were touched, the last checkpoint is good. Rows of the manifest in this batch: {ids}. "
+            f"the weights were touched, the last checkpoint is good. Videos of this batch (the first 8): {videos}. "
             "Try a lower train.lr, train.clip_norm 1.0 or train.precision float32"
         )
     optimiser.step()
@@ -266,7 +271,11 @@ def _judge(learner: Learner, name: str, judge: Judge, step: int, metrics: Metric
         device = dist.device()
         learner.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            numbers = judge(learner.backbone, step)
+            try:
+                numbers = judge(learner.backbone, step)
+            except TubeletError as error:  # no judgement is worth a run
+                warn(f"{name} left out at step {step}: {error}")
+                numbers = {}
         learner.train()
         if metrics:
             metrics.write(step, **{f"{name}/{key}": value for key, value in numbers.items()})
@@ -276,7 +285,8 @@ def _judge(learner: Learner, name: str, judge: Judge, step: int, metrics: Metric
 def _report_unreadable(loader: Loader, run: RunState, limit: float = 0.1) -> None:
     """Writes new unreadable files into the run's list and says so; more than `limit` of all videos end the run."""
     videos, listed = len(loader.clips.manifest), run.out / "unreadable.csv"
-    new = {path: reason for path, reason in loader.unreadable.items() if path not in run.unreadable}
+    seen = {path: reason for part in dist.gather(dict(loader.unreadable)) for path, reason in part.items()}
+    new = {path: reason for path, reason in seen.items() if path not in run.unreadable}
     run.unreadable.update(new)
     if new and dist.is_main():
         for path, reason in new.items():

@@ -121,15 +121,13 @@ def _difference(before: Any, now: Any, name: str) -> str | None:
 def make_clips(recipe: Recipe) -> Clips:
     """The clips to train on. A learner of labels gets labelled videos only, and none that a task will judge."""
     options = dict(recipe.data)
-    manifest = read_manifest(options.pop("manifest"))
+    whole = read_manifest(options.pop("manifest"))
     split = options.pop("split", None)
-    if split is not None:
-        manifest = manifest.where(split)
+    manifest = whole if split is None else whole.where(split)
     if registry.find("methods", recipe.learner["name"]).needs_labels:
-        if split is None:
-            whole = len(manifest)
-            manifest, _ = train_and_test(manifest)
-            say(f"{len(manifest)} of {whole} videos are labelled and trained on; the others are kept for judging")
+        if split in (None, "train"):
+            manifest, _ = train_and_test(whole)
+            say(f"{len(manifest)} of {len(whole)} videos are labelled and trained on; the others are kept for judging")
         manifest = manifest.take([row for row, label in enumerate(manifest.labels) if label >= 0])
     return Clips(manifest, seed=recipe.seed, **options)
 

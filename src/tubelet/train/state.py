@@ -41,8 +41,11 @@ class RunState:
     def save(self) -> None:
         """Writes a checkpoint to go on from, and the weights to use. Every process must call it."""
         random_states = dist.gather(_random_state())
-        if not dist.is_main():
-            return
+        if dist.is_main():
+            self._write(random_states)
+        dist.barrier()  # a process that leaves earlier may have the first one killed while it writes
+
+    def _write(self, random_states: list[dict[str, Tensor]]) -> None:
         state = {
             "learner": self.learner.state_dict(),
             "optimisers": {phase: optimiser.state_dict() for phase, optimiser in self.optimisers.items()},
