@@ -70,7 +70,7 @@ def ratio(results: dict[str, dict[str, float]], slow: str, fast: str) -> float:
 def attention_arms() -> dict[str, Arm]:
     """The two kernels that `attention` chooses between, forward and backward, at a decoder's and an encoder's shape."""
     arms: dict[str, Arm] = {}
-    for count, heads in ((1568, 3), (160, 6)):
+    for count, heads in ((1568, 3), (512, 3), (160, 6)):
         for dtype in (torch.float32, torch.bfloat16):
             qkv = [torch.randn(2, heads, count, 64, dtype=dtype, requires_grad=True) for _ in range(3)]
             fused = torch.nn.functional.scaled_dot_product_attention

@@ -94,19 +94,11 @@ def fit(
             another run, or settings that do not fit together.
         Interrupted: asked to stop; a checkpoint is saved.
     """
-    positive = {
-        "batch": batch,
-        "micro_batch": micro_batch,
-        "lr": lr,
-        "log_steps": log_steps,
-        "layer_decay": layer_decay,
-    }
-    for name, value in {**positive, "weight_decay": weight_decay, "clip_norm": clip_norm, "min_lr": min_lr}.items():
-        if value is not None and (value < 0 or (name in positive and value == 0)):
-            raise TubeletError(
-                f"train.{name} must be {'more than 0' if name in positive else '0 or more'}, not {value:g}"
-            )
-    device = dist.device()
+    _refuse_nonsense(
+        more={"batch": batch, "micro_batch": micro_batch, "lr": lr, "log_steps": log_steps, "layer_decay": layer_decay},
+        not_less={"weight_decay": weight_decay, "clip_norm": clip_norm, "min_lr": min_lr},
+    )
+    device, judges = dist.device(), judges or {}
     loader = Loader(clips, batch, workers=workers, rank=dist.rank(), world=dist.world_size())
     epoch_steps = loader.steps_per_epoch
     total = schedule.steps(length, epoch_steps)
@@ -153,15 +145,11 @@ def fit(
                     metrics.write(run.step, epoch=run.step / epoch_steps, lr=rate, **stretch.summary(run, batch))
                 stretch = Stretch(run)
             stopping = dist.any_process(stop.asked)
-            due = {
-                n: judge
-                for n, (when, judge) in (judges or {}).items()
-                if schedule.due(when, run.step, epoch_steps, total)
-            }
+            due = [name for name, (when, _) in judges.items() if schedule.due(when, run.step, epoch_steps, total)]
             if stopping or due or schedule.due(save, run.step, epoch_steps, total):
                 run.save()  # before it is judged, which can take long
-            for name, judge in due.items():
-                _judge(learner, name, judge, run.step, metrics)
+            for name in due:
+                _judge(learner, name, judges[name][1], run.step, metrics)
             if stopping and run.step < total:
                 raise Interrupted(
                     f"stopped at step {run.step} of {total} and saved in {out}: the same command goes on from there"
@@ -169,6 +157,16 @@ def fit(
     if metrics:
         metrics.close()
     return Fitted(run.step, run.step * batch, run.seconds, run.loss)
+
+
+def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) -> None:
+    """Settings that must be more than 0, and those that must not be less."""
+    for name, value in more.items():
+        if value is not None and value <= 0:
+            raise TubeletError(f"train.{name} must be more than 0, not {value:g}")
+    for name, value in not_less.items():
+        if value < 0:
+            raise TubeletError(f"train.{name} must be 0 or more, not {value:g}")
 
 
 class _Stepped(NamedTuple):
