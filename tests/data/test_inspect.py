@@ -134,3 +134,12 @@ def test_real_files():
     found = scan(FIXTURES / "ucf101", 2)
     assert (len(found.manifest), found.unreadable) == (17, [])
     assert found.manifest.classes == ["ApplyEyeMakeup", "BenchPress", "Biking", "Diving", "Punch"]
+
+
+def test_files_that_are_passed_over_are_counted(tmp_path):
+    make_video(tmp_path / "a.mp4")
+    for name in ("notes.txt", "more.txt", "picture.gif", "bare", ".hidden.txt"):
+        (tmp_path / name).write_text("x")
+    found = scan(tmp_path, workers=0)
+    assert found.others == {".txt": 2, ".gif": 1, "without suffix": 1}
+    assert ("other files", "2 .txt, 1 .gif, 1 without suffix") in found.summary()

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import Progress
@@ -46,6 +46,8 @@ class Scan:
     manifest: Manifest
     unreadable: list[tuple[Path, str]]
     infos: list[VideoInfo]
+    others: dict[str, int] = field(default_factory=dict)
+    """How many files of each suffix were passed over, since videos do not end so."""
 
     def summary(self) -> list[tuple[str, str]]:
         """Rows of a table for people: what, how much."""
@@ -58,12 +60,14 @@ class Scan:
         ]
         if self.manifest.splits:
             rows.append(("splits", _counts([v.split or "none" for v in self.manifest])))
+        others = [("other files", ", ".join(f"{n:,} {name}" for name, n in self.others.items()))] if self.others else []
         return [
             *rows,
             ("frames a second", _counts([f"{i.fps:.4g}" for i in self.infos])),
             ("sizes", _counts([f"{i.width}x{i.height}" for i in self.infos])),
             ("codecs", _counts([i.codec for i in self.infos])),
             ("unreadable", f"{len(self.unreadable):,}"),
+            *others,
         ]
 
     def _classes(self) -> str:
@@ -91,11 +95,13 @@ def scan(folder: str | Path, workers: int | None = None) -> Scan:
     if not folder.exists():
         raise TubeletError(f"no such folder or list: {folder}")
     if folder.is_dir():
-        videos, classes, source = _videos_below(folder.resolve()), None, None
+        files = list(_walk(folder.resolve()))
+        videos, classes, source = _videos_below(folder.resolve(), [f for f in files if _is_video(f)]), None, None
+        others = Counter(file.suffix.lower() or "without suffix" for file in files if not _is_video(file))
         if not videos:
             raise TubeletError(f"no videos in {folder}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
     else:
-        listed = read_manifest(folder)
+        listed, others = read_manifest(folder), Counter[str]()
         videos, classes, source = listed.videos, listed.classes, listed.source
     found = _check_all(list(dict.fromkeys(v.path for v in videos)), _cores() if workers is None else workers)
     unreadable = {path: answer for path, answer in found.items() if isinstance(answer, str)}
@@ -116,6 +122,7 @@ def scan(folder: str | Path, workers: int | None = None) -> Scan:
         manifest=Manifest([v for v, _ in kept], classes, source),
         unreadable=list(unreadable.items()),
         infos=[i for _, i in kept],
+        others=dict(others.most_common(5)),
     )
 
 
@@ -131,8 +138,12 @@ def write_unreadable(path: str | Path, unreadable: Sequence[tuple[Path, str]]) -
     temporary.replace(path)
 
 
-def _videos_below(root: Path) -> list[Video]:
-    paths = [Path(p) for p in natural_sort(str(p) for p in _walk(root))]
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _videos_below(root: Path, files: list[Path]) -> list[Video]:
+    paths = [Path(p) for p in natural_sort(str(p) for p in files)]
     parents = [p.relative_to(root).parent.parts for p in paths]
     has_splits = bool(parents) and all(parts and parts[0].lower() in SPLITS for parts in parents)
     folders = [parts[1:] if has_splits else parts for parts in parents]
@@ -148,7 +159,7 @@ def _videos_below(root: Path) -> list[Video]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Video files below `root`, through links too, but into no folder twice."""
+    """Files below `root`, through links too, but into no folder twice; hidden ones are passed over."""
     visited = set()
     for folder, names, files in os.walk(root, followlinks=True):
         status = os.stat(folder)  # noqa: PTH116 - a plain string from os.walk
@@ -158,7 +169,7 @@ def _walk(root: Path) -> Iterator[Path]:
         visited.add((status.st_dev, status.st_ino))
         names[:] = sorted(name for name in names if not name.startswith("."))
         for file in files:
-            if not file.startswith(".") and Path(file).suffix.lower() in VIDEO_SUFFIXES:
+            if not file.startswith("."):
                 yield Path(folder, file)
 
 
