@@ -148,10 +148,9 @@ def train(args: Namespace, dotted: list[str]) -> None:
     from tubelet.log import say
     from tubelet.train import run
 
-    clip = {key: chosen.data[key] for key in ("frames", "stride", "reference_fps", "size")}
     asked = judges(
-        chosen.evaluate, Path(chosen.data["manifest"]), clip, out, variant=chosen.learner["name"], seed=chosen.seed,
-        workers=chosen.train["workers"],
+        chosen.evaluate, Path(chosen.data["manifest"]), chosen.clip, out,
+        variant=chosen.learner["name"], seed=chosen.seed, workers=chosen.train["workers"],
     )  # fmt: skip
     run.train(chosen, out, asked)
     dist.stop()

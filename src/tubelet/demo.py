@@ -62,8 +62,9 @@ def main(
     chosen = recipe.load(
         "demo", ["--data.manifest", str(manifest.resolve()), "--train.length", f"{steps} steps", "--seed", str(seed)]
     )
-    clip = {key: chosen.data[key] for key in ("frames", "stride", "reference_fps", "size")}
-    run.train(chosen, out, judges(chosen.evaluate, manifest, clip, out, variant="videomae", seed=seed, flip=False))
+    run.train(
+        chosen, out, judges(chosen.evaluate, manifest, chosen.clip, out, variant="videomae", seed=seed, flip=False)
+    )
 
     terms: dict[str, Any] = {"seeds": range(seeds), "baseline": True, "flip": False, "workers": 1}
     say(

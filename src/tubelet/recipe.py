@@ -98,6 +98,11 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "seed": self.seed} | {section: getattr(self, section) for section in SECTIONS}
 
+    @property
+    def clip(self) -> dict[str, Any]:
+        """The shape of a clip, as tasks and backbone.json have it."""
+        return {key: self.data[key] for key in ("frames", "stride", "reference_fps", "size")}
+
     def to_yaml(self) -> str:
         """All that there is to know to do the same again; `load` and `from_yaml` read it back exactly."""
         return yaml.dump(self.as_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

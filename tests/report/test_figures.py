@@ -27,7 +27,9 @@ def test_confusion_for_few_and_many_classes(number):
 
 
 def test_an_empty_class_does_not_divide_by_zero():
-    parsed(figures.confusion([[0, 0], [1, 2]], ["a", "b"]))
+    svg = figures.confusion([[0, 0], [1, 2]], ["a", "b"])
+    parsed(svg)
+    assert "nan" not in svg.lower()
 
 
 @pytest.mark.parametrize("number", [1, 2, 20, 60])

@@ -148,3 +148,15 @@ def test_sigterm_to_the_whole_group_saves_and_says_how_to_go_on(corpus, tmp_path
     assert "Traceback" not in said
     assert "the same command goes on from there" in said
     assert (out / "checkpoint.pt").exists()
+
+
+def test_a_learner_that_needs_what_the_data_has_not_is_refused(corpus):
+    made = load(corpus)
+    clips = run.make_clips(made)
+    learner = run.make_learner(made, clips.manifest)
+    learner.views = 2
+    with pytest.raises(TubeletError, match=r"data\.views to 2"):
+        run.check(learner, clips)
+    learner.modalities = ("video", "audio")
+    with pytest.raises(TubeletError, match="needs audio"):
+        run.check(learner, clips)

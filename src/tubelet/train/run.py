@@ -162,6 +162,9 @@ def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
 
 def check(learner: Learner, clips: Clips) -> None:
     """Finds out before the first decode whether learner, backbone and clips fit together."""
+    missing = sorted(set(learner.modalities) - {"video"})
+    if missing:
+        raise TubeletError(f"{type(learner).__name__} needs {', '.join(missing)}, and the loader delivers video alone")
     if clips.views != learner.views:
         raise TubeletError(
             f"{type(learner).__name__} needs {learner.views} views of each video: set data.views to {learner.views}"
