@@ -142,7 +142,8 @@ def train(args: Namespace, dotted: list[str]) -> None:
     chosen = recipe.load(args.recipe, dotted)
     chosen.needs()
     chosen.data["manifest"] = str(Path(chosen.data["manifest"]).resolve())  # a run is looked at from anywhere
-    out = args.out or (Path(args.recipe) if Path(args.recipe).is_dir() else Path("runs") / chosen.name)
+    made = Path(args.recipe)
+    out = args.out or (made if (made / "recipe.yaml").is_file() else Path("runs") / chosen.name)
     from tubelet import dist
     from tubelet.apply.evaluate import judges
     from tubelet.log import say

@@ -62,11 +62,9 @@ def main(
     chosen = recipe.load(
         "demo", ["--data.manifest", str(manifest.resolve()), "--train.length", f"{steps} steps", "--seed", str(seed)]
     )
-    run.train(
-        chosen, out, judges(chosen.evaluate, manifest, chosen.clip, out, variant="videomae", seed=seed, flip=False)
-    )
+    run.train(chosen, out, judges(chosen.evaluate, manifest, chosen.clip, out, variant="videomae", seed=seed))
 
-    terms: dict[str, Any] = {"seeds": range(seeds), "baseline": True, "flip": False, "workers": 1}
+    terms: dict[str, Any] = {"seeds": range(seeds), "baseline": True, "workers": 1}
     say(
         f"4/6  probing the frozen encoder with {PROBE_LABELS} labels a class, beside the same network untrained", "bold"
     )
