@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -371,6 +371,34 @@ def report(args: Namespace, _: list[str]) -> None:
             raise
         warn(f"the page has no pictures: {error}")
     say(f"wrote {write_report(args.run, data)}")
+
+
+@command(
+    "convert", "tubelet convert checkpoint.pth runs/published --to tubelet",
+    argument("source", type=Path, metavar="SRC", help="a file, a Hugging Face folder, or a run of ours"),
+    argument("out", type=Path, metavar="DST", help="folder to write; a file for original"),
+    argument("--to", choices=("tubelet", "huggingface", "original"), required=True, help="what to write"),
+    argument("--ema", dest="signed:ema", action="store_true", default=SUPPRESS, help="take the averaged weights"),
+    argument("--allow-zero", dest="signed:allow_zero", action="store_true", default=SUPPRESS,
+             help="accept tensors that are wholly zero"),
+    signature("tubelet.convert.neutral", "Options"),
+)  # fmt: skip
+def convert(args: Namespace, _: list[str]) -> None:
+    """Turn a checkpoint of VideoMAE (V1, V2, transformers, mmaction2), mae_st or an image ViT into another's.
+
+    What SRC is comes from its tensors. It is loaded strictly, and compared where transformers is installed.
+    """
+    from tubelet.convert.convert import convert as change
+    from tubelet.convert.neutral import Options
+    from tubelet.log import say, warn
+
+    done = change(args.source, args.out, args.to, Options(**signed(args)))
+    say(f"{args.source} was taken for: {done.taken_for}")
+    for note in done.notes:
+        warn(note)
+    for line in done.proof:
+        say(line)
+    say(f"wrote {args.out}")
 
 
 @command("demo", "tubelet demo --out runs/demo",

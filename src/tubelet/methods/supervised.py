@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,7 +18,8 @@ class Supervised(Learner):
     """Learns labels with cross-entropy, the way VideoMAE is fine-tuned.
 
     The mean of the tokens goes through a norm of its own, dropout and a linear head that starts close to zero. The
-    backbone keeps its last norm, so that a fine-tuned encoder is used like any other.
+    backbone keeps its last norm, so that a fine-tuned encoder is used like any other. (Published ones have none of their
+    own: backbone.last_norm false.)
 
     Source: Tong et al. 2022, VideoMAE, https://arxiv.org/abs/2203.12602
 
@@ -26,6 +29,9 @@ class Supervised(Learner):
         dropout: share of the pooled values that is dropped before the head.
         smoothing: label smoothing: the share of probability that is spread evenly over all classes.
         head_scale: the head's first weights are multiplied by this.
+        pool: what of the tokens is classified: their "mean", as published, or the "first" one, as Hugging Face's
+            classifiers with use_mean_pooling false do.
+        head_norm: a LayerNorm between pooling and head.
     """
 
     needs_labels = True
@@ -37,13 +43,16 @@ class Supervised(Learner):
         dropout: float = 0.0,
         smoothing: float = 0.1,
         head_scale: float = 0.001,
+        pool: Literal["mean", "first"] = "mean",
+        head_norm: bool = True,
     ) -> None:
         super().__init__()
         for name, value in (("dropout", dropout), ("smoothing", smoothing)):
             if not 0 <= value < 1:
                 raise TubeletError(f"learner.{name} must be in 0..1 (1 excluded), not {value:g}")
         self.backbone = backbone
-        self.fc_norm = nn.LayerNorm(backbone.dim, eps=1e-6)
+        self.pool = pool
+        self.fc_norm = nn.LayerNorm(backbone.dim, eps=1e-6) if head_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.dim, classes)
         self.smoothing = smoothing
@@ -54,7 +63,8 @@ class Supervised(Learner):
 
     def logits(self, video: Tensor) -> Tensor:
         """B C T H W in [0, 1] -> B K."""
-        pooled = self.backbone(video).tokens.mean(dim=1)  # B D
+        tokens = self.backbone(video).tokens  # B N D
+        pooled = tokens.mean(dim=1) if self.pool == "mean" else tokens[:, 0]  # B D
         return self.head(self.dropout(self.fc_norm(pooled)))  # B K
 
     def forward(self, batch: Batch, phase: str) -> Output:

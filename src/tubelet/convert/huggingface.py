@@ -1,0 +1,241 @@
+"""Folders of Hugging Face's transformers (VideoMAE models): of 4.x and 5.x, with every pooling and epsilon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from tubelet.checkpoint import write_json
+from tubelet.convert import original
+from tubelet.convert.load import Found, refuse_empty
+from tubelet.convert.neutral import (
+    DEVIATION,
+    MEAN,
+    Kind,
+    Neutral,
+    Options,
+    clip_of,
+    fill,
+    make_backbone,
+    make_classifier,
+    make_pretraining,
+    numbers,
+    published_heads,
+    spread,
+)
+from tubelet.types import TubeletError
+
+ENCODER = {"embed.": "embeddings.patch_embeddings.projection.", "blocks.": "encoder.layer.", "norm.": "layernorm."}
+BLOCK = {
+    "norm1.": "layernorm_before.", "norm2.": "layernorm_after.", "attention.query_bias": "attention.attention.q_bias",
+    "attention.value_bias": "attention.attention.v_bias", "attention.out.": "attention.output.dense.",
+    "mlp.into.": "intermediate.dense.", "mlp.out.": "output.dense.",
+}  # fmt: skip
+"""Our words and theirs. The biases have the names of 4.x and of all published files; 5.18 and later read these too."""
+ARCHITECTURES: dict[Kind, str] = {
+    "pretraining": "VideoMAEForPreTraining",
+    "classifier": "VideoMAEForVideoClassification",
+    "encoder": "VideoMAEModel",
+}
+
+
+def rename(kind: Kind, name: str) -> list[str]:
+    """Their name of a tensor of our learner; queries, keys and values have one weight each."""
+    inside = name.startswith("backbone.")
+    name = name.removeprefix("backbone.")
+    if name.startswith("blocks."):
+        _, number, rest = name.split(".", 2)
+        for ours, theirs in BLOCK.items():
+            rest = rest.replace(ours, theirs) if rest.startswith(ours) else rest
+        layer = f"encoder.layer.{number}." if inside else f"decoder.decoder_layers.{number}."
+        parts = [layer + rest.replace("attention.qkv.", f"attention.attention.{which}.") for which in ("query", "key", "value")]
+        name_of = parts if "qkv" in rest else [layer + rest]
+    elif inside:
+        word = name.partition(".")[0] + "."
+        name_of = [name.replace(word, ENCODER[word])]
+    elif kind == "pretraining":
+        name_of = [f"decoder.{name}" if name.startswith(("norm.", "head.")) else name.replace("enter.", "encoder_to_decoder.")]
+    else:
+        name_of = [name.replace("head.", "classifier.")]
+    return [f"videomae.{one}" for one in name_of] if inside and kind != "encoder" else name_of
+
+
+def recognises(found: Found) -> bool:
+    return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in found.tensors)
+
+
+def read(found: Found, options: Options) -> Neutral:
+    """A folder for pre-training, of a classifier, or of an encoder alone.
+
+    Raises:
+        TubeletError: tensors are missing, unexpected or empty, or ``config.json`` contradicts them.
+    """
+    config = found.config
+    if config.get("model_type") != "videomae":
+        raise TubeletError(f"{found.path} has VideoMAE's names but no config.json of a videomae model beside it")
+    refuse_empty(found.tensors, str(found.path), options.allow_zero)
+    found.tensors = {_bias_of_4(name): tensor for name, tensor in found.tensors.items()}
+    tensors = found.tensors
+    kind: Kind = "encoder"
+    if "encoder_to_decoder.weight" in tensors:
+        kind = "pretraining"
+    elif "classifier.weight" in tensors:
+        kind = "classifier"
+    elif any(name.startswith("videomae.") for name in tensors):  # saved without its head
+        found.tensors = tensors = {name.removeprefix("videomae."): tensor for name, tensor in tensors.items()}
+    if not config.get("qv_bias", True):
+        weight = next(name for name in tensors if name.endswith("attention.query.weight"))
+        raise TubeletError(f"{found.path} has no biases of queries and values (qv_bias false), which begin with {weight}")
+
+    def theirs(name: str) -> list[str]:
+        return rename(kind, name)
+
+    notes = list[str]()
+    has_norm = theirs("backbone.norm.weight")[0] in tensors
+    frames, size = int(config.get("num_frames", 16)), _size(config)
+    heads = options.heads or int(config.get("num_attention_heads", 12))
+    backbone = make_backbone(tensors, theirs, heads, made_for=(frames, size, size), last_norm=has_norm)
+    _compare_heads(backbone.dim, heads, "num_attention_heads", "heads", notes)
+    classes, arguments = list[str](), dict[str, Any]()
+    module: Any = backbone
+    if kind == "pretraining":
+        heads = options.decoder_heads or int(config.get("decoder_num_attention_heads", 6))
+        normalise = "channel" if config.get("norm_pix_loss", True) else "none"
+        module, arguments = make_pretraining(backbone, tensors, theirs, heads, normalise=normalise)
+        _compare_heads(arguments["decoder_dim"], heads, "decoder_num_attention_heads", "decoder_heads", notes)
+        if not has_norm:
+            notes.append("its encoder has no last norm: use_mean_pooling true took it away (the published one has it)")
+    elif kind == "classifier":
+        pooled = "fc_norm.weight" in tensors
+        if pooled != bool(config.get("use_mean_pooling", True)):
+            raise TubeletError(
+                f"{found.path}: config.json says use_mean_pooling {str(not pooled).lower()}, and the weights have "
+                f"{'an' if pooled else 'no'} fc_norm"
+            )
+        module, arguments, count = make_classifier(
+            backbone, tensors, theirs, pool="mean" if pooled else "first", head_norm=pooled
+        )
+        named = {int(key): str(value) for key, value in config.get("id2label", {}).items()}
+        classes = [named[row] for row in range(count)] if sorted(named) == list(range(count)) else numbers(count)
+        if not pooled:
+            notes.append(
+                "its head reads the first token alone (use_mean_pooling false; VideoMAE has no class token), which is "
+                "kept for its classes; the encoder is mean-pooled everywhere else. --pooling mean reads the mean instead"
+            )
+    _compare_config(backbone.config | {"dim": backbone.dim}, tensors, theirs, found)
+    fill(module, found, theirs)
+    _look_at_pixels(found, notes)
+    epsilon = config.get("layer_norm_eps", 1e-12)
+    if epsilon != 1e-6:
+        notes.append(f"config.json says layer_norm_eps {epsilon:g}; here it is 1e-6, as published")
+    return Neutral(module, arguments, clip_of(frames, size, options.stride), classes, f"Hugging Face, {kind}", notes)
+
+
+def _bias_of_4(name: str) -> str:
+    name = name.replace("attention.attention.query.bias", "attention.attention.q_bias")
+    return name.replace("attention.attention.value.bias", "attention.attention.v_bias")
+
+
+def _size(config: dict[str, Any]) -> int:
+    size = config.get("image_size", 224)
+    sides = set(size) if isinstance(size, list) else {size}
+    if len(sides) != 1:
+        raise TubeletError(f"config.json says image_size {size}: pictures must be square")
+    return int(sides.pop())
+
+
+def _compare_heads(dim: int, heads: int, key: str, option: str, notes: list[str]) -> None:
+    """Heads are in no tensor's shape: a wrong number runs, and answers something else."""
+    try:
+        published = published_heads(dim, option)
+    except TubeletError:
+        return
+    if heads != published:
+        flag = f"--{option.replace('_', '-')}"
+        notes.append(
+            f"it has {heads} attention heads ({key}), and a width of {dim} is published with {published}: {heads} is "
+            f"right if it was trained so; {flag} {published} if a script that converts the published file wrote it"
+        )
+
+
+def _compare_config(config: dict[str, Any], tensors: Any, theirs: Any, found: Found) -> None:
+    """Raises TubeletError where ``config.json`` says other sizes than the tensors have."""
+    depth = sum(theirs(f"backbone.blocks.{n}.norm1.weight")[0] in tensors for n in range(len(tensors)))
+    hidden = tensors[theirs("backbone.blocks.0.mlp.into.weight")[0]].shape[0]
+    has = {
+        "hidden_size": config["dim"], "num_hidden_layers": depth, "intermediate_size": hidden,
+        "patch_size": config["patch"], "tubelet_size": config["tubelet"],
+    }  # fmt: skip
+    for key, value in has.items():
+        if key in found.config and found.config[key] not in (value, [value, value]):
+            raise TubeletError(f"{found.path}: config.json says {key} {found.config[key]}, and the weights have {value}")
+
+
+def _look_at_pixels(found: Found, notes: list[str]) -> None:
+    import json
+
+    folder = found.path if found.path.is_dir() else found.path.parent
+    path = folder / "preprocessor_config.json"
+    about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    mean = about.get("image_mean", list(MEAN))
+    if any(abs(a - b) > 1e-3 for a, b in zip(mean, MEAN, strict=True)):
+        notes.append(
+            f"preprocessor_config.json says image_mean {mean}; VideoMAE is trained with ImageNet's, which is used here. "
+            f"If this one really was trained so: --mean {mean[0]} --std {about.get('image_std', [0.5])[0]}"
+        )
+
+
+def write(neutral: Neutral, out: Path) -> None:
+    """A folder for ``from_pretrained``: weights, ``config.json`` and ``preprocessor_config.json``.
+
+    Raises:
+        TubeletError: transformers' VideoMAE has no place for a part of the network.
+    """
+    original.refuse_parts(neutral, "Hugging Face", attention="softmax")
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = spread(neutral, lambda name: rename(neutral.kind, name))
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    write_json(out / "config.json", config_of(neutral))
+    size = neutral.clip["size"]
+    processor = {
+        "image_processor_type": "VideoMAEImageProcessor", "do_resize": True, "size": {"shortest_edge": size},
+        "do_center_crop": True, "crop_size": {"height": size, "width": size}, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(MEAN), "image_std": list(DEVIATION),
+    }  # fmt: skip
+    write_json(out / "preprocessor_config.json", processor)
+
+
+def config_of(neutral: Neutral) -> dict[str, Any]:
+    """The ``config.json`` of a folder.
+
+    ``use_mean_pooling`` must be false for pre-training, or the last norm of the encoder is silently left out.
+    """
+    ours, state = neutral.backbone.config, neutral.state()
+    config = {
+        "architectures": [ARCHITECTURES[neutral.kind]], "model_type": "videomae", "num_channels": 3,
+        "image_size": neutral.clip["size"], "num_frames": neutral.clip["frames"],
+        "patch_size": ours["patch"], "tubelet_size": ours["tubelet"], "hidden_size": neutral.backbone.dim,
+        "num_hidden_layers": len(neutral.backbone.blocks),  # type: ignore[arg-type]
+        "num_attention_heads": neutral.backbone.blocks[0].attention.heads,  # type: ignore[index,union-attr]
+        "intermediate_size": state["backbone.blocks.0.mlp.into.weight"].shape[0],
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02, "layer_norm_eps": 1e-6, "qv_bias": True, "torch_dtype": "float32",
+        "use_mean_pooling": not ours["last_norm"],
+    }  # fmt: skip
+    if neutral.kind == "pretraining":
+        normalise = neutral.options.get("normalise", "channel")
+        if normalise == "cube":
+            raise TubeletError("the Hugging Face format has no loss for learner.normalise cube")
+        config |= {
+            "norm_pix_loss": normalise == "channel",
+            "decoder_hidden_size": state["mask_token"].shape[0],
+            "decoder_num_hidden_layers": len(neutral.module.blocks),  # type: ignore[arg-type]
+            "decoder_num_attention_heads": neutral.module.blocks[0].attention.heads,  # type: ignore[index,union-attr]
+            "decoder_intermediate_size": state["blocks.0.mlp.into.weight"].shape[0],
+        }
+    if neutral.kind == "classifier":
+        config["id2label"] = {str(row): name for row, name in enumerate(neutral.classes)}
+        config["label2id"] = {name: row for row, name in enumerate(neutral.classes)}
+    return config

@@ -1,0 +1,51 @@
+"""Files of open-mmlab/mmaction2: VideoMAE's encoder or classifier (V1, and V2 distilled)."""
+
+from __future__ import annotations
+
+import torch
+
+from tubelet.convert import original
+from tubelet.convert.load import Found, refuse_empty
+from tubelet.convert.neutral import Neutral, Options, clip_of
+from tubelet.nn.positions import sine_cosine
+from tubelet.types import TubeletError
+
+WORDS = {"patch_embed.projection.": "patch_embed.proj.", "mlp.layers.0.0.": "mlp.fc1.", "mlp.layers.1.": "mlp.fc2."}
+
+
+def recognises(found: Found) -> bool:
+    return any(name.endswith("patch_embed.projection.weight") for name in found.tensors)
+
+
+def read(found: Found, options: Options) -> Neutral:
+    """A recogniser with its head, or the backbone of a detector of actions.
+
+    Raises:
+        TubeletError: tensors are missing, unexpected or empty, or its positions are not the published table.
+    """
+    tensors, notes = {}, []
+    for name, tensor in found.tensors.items():
+        for theirs, ours in WORDS.items():
+            name = name.replace(theirs, ours)
+        name = name.removeprefix("backbone.").replace("cls_head.fc_cls.", "head.")
+        if name.startswith("roi_head."):
+            notes = ["the head that detects actions in boxes is left out"]
+        elif not name.startswith("data_preprocessor."):
+            tensors[name] = tensor
+    refuse_empty(tensors, str(found.path), options.allow_zero)
+    patch, frames = tensors["patch_embed.proj.weight"].shape[-1], 16
+    size = 224
+    table = tensors.pop("pos_embed", None)  # 1 N D
+    if table is not None:
+        if not torch.allclose(table[0], sine_cosine(torch.arange(table.shape[1]), table.shape[2]), atol=1e-5):
+            raise TubeletError(f"{found.path} has learned positions (pos_embed), for which there is no place here")
+        side = (table.shape[1] // (frames // tensors["patch_embed.proj.weight"].shape[2])) ** 0.5
+        size = round(side) * patch
+    kind = "classifier" if "head.weight" in tensors else "encoder"
+    if kind == "encoder":
+        left_out = [name for name in tensors if name.startswith("fc_norm.")]
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    found.tensors = tensors
+    neutral = original.assemble(found, kind, options, (frames, size, size), notes)
+    neutral.clip, neutral.taken_for = clip_of(frames, size, options.stride), f"mmaction2, {kind}"
+    return neutral
