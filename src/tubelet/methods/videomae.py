@@ -116,7 +116,7 @@ class VideoMAE(Learner):
         if self.kind in ("hog", "teacher") and self.target_frames != "seen":
             raise TubeletError(f"learner.target {self.kind} is of the frames seen: set learner.target_frames to seen")
         if (self.kind == "teacher") != (self.teacher is not None):
-            raise TubeletError("learner.target teacher needs learner.teacher, an encoder's folder; no other target does")
+            raise TubeletError("learner.target teacher needs learner.teacher, a folder with weights; others do not")
         if self.kind == "hog" and self.patch % 2:
             raise TubeletError(f"learner.target hog has 2 x 2 cells a cube: backbone.patch {self.patch} is odd")
 
