@@ -31,6 +31,7 @@ def compare(neutral: Neutral, folder: Path) -> list[str]:
     except ImportError:
         return ["compared with nothing: transformers is not installed (pip install 'tubelet[hub]')"]
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     theirs, report = _architecture(neutral).from_pretrained(folder, output_loading_info=True)
     lost = [*report["missing_keys"], *report["unexpected_keys"]]
     if lost:

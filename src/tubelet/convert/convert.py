@@ -58,7 +58,7 @@ def convert(source: Path, out: Path, to: str, options: Options = Options()) -> C
     neutral = read(source, options)
     with tempfile.TemporaryDirectory(prefix="tubelet-") as scratch, written_whole(out) as fresh:
         OUT[to].write(neutral, fresh)
-        proof = [_prove_back(neutral, fresh, options), *_prove_elsewhere(neutral, fresh, to, Path(scratch))]
+        proof = [_prove_back(neutral, fresh, options), *_prove_elsewhere(neutral, source, fresh, to, Path(scratch), options)]
         result = Converted(neutral.taken_for, neutral.notes, proof)
         if fresh.is_dir():
             about = {"from": str(source), "by": f"tubelet {__version__}", **result._asdict()}
@@ -180,8 +180,13 @@ def _prove_back(neutral: Neutral, fresh: Path, options: Options) -> str:
     return f"read back: all {len(before)} tensors are equal"
 
 
-def _prove_elsewhere(neutral: Neutral, fresh: Path, to: str, scratch: Path) -> list[str]:
-    """Compares with transformers wherever its network can express this one."""
+def _prove_elsewhere(
+    neutral: Neutral, source: Path, fresh: Path, to: str, scratch: Path, options: Options
+) -> list[str]:
+    """Compares with transformers wherever its network can express this one: the source itself, if it is for it."""
+    as_it_is = Options(classes=options.classes, stride=options.stride, allow_zero=options.allow_zero)
+    if neutral.taken_for.startswith("Hugging Face") and options == as_it_is:
+        return check.compare(neutral, source if source.is_dir() else source.parent)
     folder = fresh if to == "huggingface" else scratch
     if to != "huggingface":
         try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tubelet.convert import original
 from tubelet.convert.load import Found, refuse_empty
 from tubelet.convert.neutral import Neutral, Options, clip_of
+from tubelet.nn.patches import inflated
 from tubelet.types import TubeletError
 
 LEFT_OUT = re.compile(r"(decoder_|mask_token$|head\.|fc_norm\.|pre_logits\.)")
@@ -32,7 +33,7 @@ def read(found: Found, options: Options) -> Neutral:
     refuse_empty(tensors, str(found.path), options.allow_zero)
     tensors = split_attention(tensors)
     weight = tensors["patch_embed.proj.weight"]  # D 3 p p
-    tensors["patch_embed.proj.weight"] = inflate(weight, options.tubelet, options.inflate)  # D 3 tubelet p p
+    tensors["patch_embed.proj.weight"] = inflated(weight[:, :, None], options.tubelet, options.inflate)
     if "pos_embed" not in tensors:
         raise TubeletError(f"{found.path} has no pos_embed: it is no plain image ViT")
     table = tensors.pop("pos_embed")[0]  # N D, or 1+N D with a class token
@@ -51,19 +52,6 @@ def read(found: Found, options: Options) -> Neutral:
     )
     neutral.clip, neutral.taken_for = clip_of(FRAMES, size, options.stride), "an image ViT (MAE, timm), encoder"
     return neutral
-
-
-def inflate(weight: Tensor, tubelet: int, how: str) -> Tensor:
-    """A patch embedding as a cube embedding that answers a still clip alike (Carreira 2017, I3D): D 3 p p -> D 3 t p p.
-
-    Args:
-        how: "average" spreads the weight over all frames, "central" puts it into the middle one.
-    """
-    if how == "average":
-        return weight[:, :, None].repeat(1, 1, tubelet, 1, 1) / tubelet
-    cube = weight.new_zeros(*weight.shape[:2], tubelet, *weight.shape[2:])
-    cube[:, :, tubelet // 2] = weight
-    return cube
 
 
 def split_attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

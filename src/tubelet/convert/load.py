@@ -177,10 +177,10 @@ def _pickle(path: Path) -> dict[str, Any]:
             inside = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         named = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error))
-        if named or "weights_only" in str(error):
+        if named:
             raise TubeletError(
-                f"{path} holds {named[1] if named else 'something'} beside tensors and plain values; that could run "
-                "code, so it was not opened: where you trust it, load it and save its weights alone"
+                f"{path} holds {named[1]} beside tensors and plain values; that could run code, so it was not opened: "
+                "where you trust it, load it and save its weights alone"
             ) from error
         raise TubeletError(f"{path} cannot be read as a checkpoint: truncated, or not of PyTorch") from error
     if not isinstance(inside, dict):

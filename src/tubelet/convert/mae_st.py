@@ -20,8 +20,8 @@ MEAN, DEVIATION = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 
 def recognises(found: Found) -> bool:
     weight = found.tensors.get("patch_embed.proj.weight")
-    named = any(name in found.tensors for name in ("pos_embed", "pos_embed_spatial"))
-    return weight is not None and weight.ndim == 5 and named and "blocks.0.norm1.weight" in found.tensors
+    named = any(f"blocks.0.attn.{part}" in found.tensors for part in ("q.weight", "qkv.bias"))
+    return weight is not None and weight.ndim == 5 and named
 
 
 def read(found: Found, options: Options) -> Neutral:
@@ -45,9 +45,11 @@ def read(found: Found, options: Options) -> Neutral:
         joint = joint[1:] if own is not None else joint
         frames = int(found.settings.get("num_frames", 16)) // tubelet
         spatial, temporal = _apart(joint.unflatten(0, (frames, -1)), found)
-    else:
+    elif "pos_embed_spatial" in tensors and "pos_embed_temporal" in tensors:
         spatial, temporal = tensors.pop("pos_embed_spatial")[0], tensors.pop("pos_embed_temporal")[0]
         own = tensors.pop("pos_embed_class")[0, 0] if "pos_embed_class" in tensors else None
+    else:
+        raise TubeletError(f"{found.path} has no positions: expected pos_embed_spatial and pos_embed_temporal, or pos_embed")
     if "cls_token" in tensors:
         tensors["class_token"] = tensors.pop("cls_token")[0, 0] + (0 if own is None else own)
     tensors |= {"place.spatial": spatial, "place.temporal": temporal}

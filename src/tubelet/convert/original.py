@@ -60,9 +60,11 @@ def read(found: Found, options: Options) -> Neutral:
         found.tensors = {_bare(name): tensor for name, tensor in found.tensors.items()}
         kind = "classifier" if "head.weight" in found.tensors else "encoder"
     settings, notes = found.settings, list[str]()
-    frames, size = int(settings.get("num_frames", 16)), int(settings.get("input_size", 224))
+    tubelet, patch = found.tensors[rename(kind, "backbone.embed.weight")[0]].shape[2:4]
+    frames = int(settings.get("num_frames", 16 // tubelet * tubelet))
+    size = int(settings.get("input_size", 224 // patch * patch))
     if not settings:
-        notes.append("the file does not say what clips it is for: taken as 16 frames of 224 x 224, stride 4")
+        notes.append(f"the file does not say what clips it is for: taken as {frames} frames of {size} x {size}")
     neutral = assemble(found, kind, options, (frames, size, size), notes)
     stride = options.stride or settings.get("sampling_rate")
     neutral.clip, neutral.taken_for = clip_of(frames, size, stride), f"original VideoMAE, {kind}"
