@@ -4,6 +4,7 @@ float64, one sample at a time, written from the descriptions of their formats an
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 State = dict[str, Tensor]
+SMALL = Namespace(num_frames=4, input_size=16)
+"""Settings of a training script on clips that are quick to run."""
 
 
 class Draw:
@@ -103,7 +106,9 @@ def space_time(
     return state
 
 
-def image(dim: int = 48, depth: int = 2, patch: int = 8, side: int = 2, class_token: bool = True, seed: int = 0) -> State:
+def image(
+    dim: int = 48, depth: int = 2, patch: int = 8, side: int = 2, class_token: bool = True, seed: int = 0
+) -> State:
     """The tensors of an image ViT as MAE and timm name them."""
     draw, state = Draw(seed), {}
     draw.embedding(state, "patch_embed.proj", dim, 3, patch, patch)
@@ -194,7 +199,8 @@ def embed(video: Tensor, state: State, name: str, mean: list[float], deviation: 
     weight = state[f"{name}.weight"].double()
     if weight.ndim == 4:
         weight = weight[:, :, None]
-    pixels = (video.double() - torch.tensor(mean).double().view(3, 1, 1, 1)) / torch.tensor(deviation).double().view(3, 1, 1, 1)
+    centre, width = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1, 1) for values in (mean, deviation))
+    pixels = (video.double() - centre) / width
     t, p = weight.shape[2], weight.shape[3]
     tokens = []
     for f in range(0, video.shape[1], t):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from argparse import SUPPRESS, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tubelet.command import (
     argument,
     command,
     dispatch,
+    flag,
     number,
     option_rows,
     signature,
@@ -378,9 +379,9 @@ def report(args: Namespace, _: list[str]) -> None:
     argument("source", type=Path, metavar="SRC", help="a file, a Hugging Face folder, or a run of ours"),
     argument("out", type=Path, metavar="DST", help="folder to write; a file for original"),
     argument("--to", choices=("tubelet", "huggingface", "original"), required=True, help="what to write"),
-    argument("--ema", dest="signed:ema", action="store_true", default=SUPPRESS, help="take the averaged weights"),
-    argument("--allow-zero", dest="signed:allow_zero", action="store_true", default=SUPPRESS,
-             help="accept tensors that are wholly zero"),
+    flag("--encoder", "encoder", "take the encoder alone"),
+    flag("--ema", "ema", "take the moving average of the weights that the file has beside them"),
+    flag("--allow-zero", "allow_zero", "accept tensors that are wholly zero"),
     signature("tubelet.convert.neutral", "Options"),
 )  # fmt: skip
 def convert(args: Namespace, _: list[str]) -> None:

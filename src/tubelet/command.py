@@ -64,6 +64,11 @@ def argument(*names: str, **how: Any) -> Arguments:
     return lambda parser: parser.add_argument(*names, **how) and None
 
 
+def flag(name: str, option: str, help: str) -> Arguments:
+    """A switch for an option of a `signature` that is false unless it is given."""
+    return argument(name, dest=f"{SIGNED}{option}", action="store_true", default=argparse.SUPPRESS, help=help)
+
+
 def signature(module: str, function: str) -> Arguments:
     """An option for each argument of a function or dataclass in our source: ``mover_size`` is ``--mover-size``."""
 

@@ -1,4 +1,5 @@
 import argparse
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,6 @@ HEADS = Options(heads=4, decoder_heads=2)
 
 
 def found(state, **more):
-    from pathlib import Path
-
     return Found(Path("x.pth"), dict(state), **more)
 
 
@@ -27,7 +26,9 @@ def found(state, **more):
     heads=st.integers(1, 3), width=st.integers(1, 3), depth=st.integers(1, 3), decoder_depth=st.integers(1, 2),
     patch=st.sampled_from([2, 4, 7]), tubelet=st.integers(1, 3), inner=st.integers(0, 90),
 )  # fmt: skip
-def test_every_size_is_read_from_the_tensors_and_written_back_equal(heads, width, depth, decoder_depth, patch, tubelet, inner):
+def test_every_size_is_read_from_the_tensors_and_written_back_equal(
+    heads, width, depth, decoder_depth, patch, tubelet, inner
+):
     dim = 4 * heads * width
     state = published.pretraining(dim, depth, 2 * dim, decoder_depth, patch, tubelet, dim + inner, 8 * dim)
     neutral = read_original(found(state), Options(heads=heads, decoder_heads=1))

@@ -8,6 +8,7 @@ import torch
 import published
 from tubelet.convert.convert import read
 from tubelet.convert.neutral import Options
+from tubelet.methods.videomae import VideoMAE
 from tubelet.nn import masks
 
 CLIP = torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -103,14 +104,12 @@ def test_the_classifier_of_mae_st_norms_the_mean_of_its_tokens_without_the_class
 
 
 def test_joint_normalisation_of_mae_st(tmp_path):
-    """Over all values of a cube together, with the epsilon inside the root; frames 0, 3 of 4 with `pred_t_dim` 2."""
-    from tubelet.methods.videomae import VideoMAE
-
+    """Over all values of a cube, the epsilon inside the root, of normalised pixels; frames 0, 3 with `pred_t_dim` 2."""
     backbone = load(published.pretraining(), tmp_path).backbone
     for frames, chosen, length in (("seen", [0, 1, 2, 3], 2), ("one", [0, 3], 1)):
         learner = VideoMAE(backbone, normalise="cube", target_frames=frames)
         found = learner.target(CLIP, torch.ones(2, 32, dtype=torch.bool))
-        pixels = (CLIP[:, :, chosen].double() - 0.45) / 0.225  # that it is normalised before cancels but for the epsilon
+        pixels = (CLIP[:, :, chosen].double() - 0.45) / 0.225
         for sample in range(2):
             for place in range(32):
                 f, r, c = place // 16, place // 4 % 4, place % 4

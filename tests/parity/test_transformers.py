@@ -8,11 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from tubelet import registry
 from tubelet.checkpoint import load_backbone
-from tubelet.convert.check import set_epsilon
+from tubelet.convert.check import compare, set_epsilon
 from tubelet.convert.convert import convert, read
-from tubelet.convert.huggingface import rename, write
+from tubelet.convert.huggingface import ARCHITECTURES, rename, write
 from tubelet.convert.neutral import Neutral, Options, spread
 from tubelet.nn import masks
+from tubelet.types import TubeletError
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
@@ -34,16 +35,17 @@ SIZES = {
                    "patch_size": 8, "tubelet_size": 4},
 }  # fmt: skip
 QUICK = [pytest.param(name, marks=pytest.mark.slow if name == "large" else ()) for name in SIZES]
-ANSWERS = {"pretraining": "VideoMAEForPreTraining", "classifier": "VideoMAEForVideoClassification", "encoder": "VideoMAEModel"}
 
 
 def make(kind: str, size: str, **more):
     """A model of transformers whose every tensor is random, biases and mask token too."""
     shape = SIZES[size]
-    wide = {"intermediate_size": 4 * shape["hidden_size"], "decoder_intermediate_size": 4 * shape["decoder_hidden_size"]}
+    inner = {"intermediate_size": "hidden_size", "decoder_intermediate_size": "decoder_hidden_size"}
+    wide = {name: 4 * shape[dim] for name, dim in inner.items()}
     wide |= {"id2label": {number: f"class {number}" for number in range(7)}}
     pooled = {"use_mean_pooling": kind == "classifier", "layer_norm_eps": 1e-6}
-    model = getattr(transformers, ANSWERS[kind])(transformers.VideoMAEConfig(**{**wide, **pooled, **shape, **more}))
+    config = transformers.VideoMAEConfig(**{**wide, **pooled, **shape, **more})
+    model = getattr(transformers, ARCHITECTURES[kind])(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -155,14 +157,17 @@ def test_to_transformers(tmp_path, kind, size):
     }[kind]  # fmt: skip
     arguments = {name: value for name, value in options.items() if name != "name"}
     count = {"classes": 3} if kind == "classifier" else {}
-    module = registry.build("methods", options["name"], backbone=backbone, **arguments, **count) if options else backbone
+    module = backbone
+    if options:
+        module = registry.build("methods", options["name"], backbone=backbone, **arguments, **count)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     clip = {"frames": frames, "stride": 4, "reference_fps": 30.0, "size": side}
     neutral = Neutral(module.eval(), options, clip, ["a", "b", "c"] if count else [], "ours")
     write(neutral, tmp_path / "hf")
-    model, report = getattr(transformers, ANSWERS[kind]).from_pretrained(tmp_path / "hf", output_loading_info=True)
+    architecture = getattr(transformers, ARCHITECTURES[kind])
+    model, report = architecture.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     set_epsilon(model.eval(), 1e-6)
     video, keys = clips(model), torch.tensor([8, 9])
@@ -210,8 +215,8 @@ def test_the_difference_is_said_with_their_epsilons_and_with_equal_ones(tmp_path
     make("pretraining", "odd", layer_norm_eps=1e-12).save_pretrained(tmp_path / "hf")
     done = convert(tmp_path / "hf", tmp_path / "ours", "tubelet")
     assert any("layer_norm_eps 1e-12" in note for note in done.notes)
-    assert done.proof[0].startswith("read back: all") and done.proof[1].startswith("largest difference from transformers")
-    assert done.proof[2].startswith("with the epsilons that transformers uses")
+    begun = ["read back: all", "largest difference from transformers", "with the epsilons that transformers uses"]
+    assert all(line.startswith(start) for line, start in zip(done.proof, begun, strict=True))
     assert load_backbone(tmp_path / "ours").dim == 40
 
 
@@ -219,8 +224,5 @@ def test_a_folder_that_answers_otherwise_is_not_converted(tmp_path):
     """A wrong number of heads runs in silence: only the comparison tells."""
     make("classifier", "odd").save_pretrained(tmp_path / "hf")
     neutral = read(tmp_path / "hf", Options(heads=4))
-    from tubelet.convert.check import compare
-    from tubelet.types import TubeletError
-
     with pytest.raises(TubeletError, match="transformers answers otherwise"):
         compare(neutral, tmp_path / "hf")

@@ -50,7 +50,8 @@ def compare(neutral: Neutral, folder: Path) -> list[str]:
     worst = max(equal, key=lambda name: equal[name])
     if not equal[worst] < ENOUGH:
         raise TubeletError(
-            f"transformers answers otherwise: {worst} differ by {equal[worst]:.2g} of their largest value; nothing is written"
+            f"transformers answers otherwise: {worst} differ by {equal[worst]:.2g} of their largest value; nothing is "
+            "written"
         )
     return lines
 

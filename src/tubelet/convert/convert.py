@@ -18,7 +18,7 @@ from tubelet import __version__
 from tubelet.checkpoint import write_json
 from tubelet.convert import check, huggingface, image, mae_st, mmaction2, original, tubelet
 from tubelet.convert.load import Found, load
-from tubelet.convert.neutral import MEAN, Neutral, Options, renormalise
+from tubelet.convert.neutral import Neutral, Options, renormalise
 from tubelet.types import TubeletError
 
 IN = (huggingface, mmaction2, mae_st, original, image)
@@ -58,7 +58,8 @@ def convert(source: Path, out: Path, to: str, options: Options = Options()) -> C
     neutral = read(source, options)
     with tempfile.TemporaryDirectory(prefix="tubelet-") as scratch, written_whole(out) as fresh:
         OUT[to].write(neutral, fresh)
-        proof = [_prove_back(neutral, fresh, options), *_prove_elsewhere(neutral, source, fresh, to, Path(scratch), options)]
+        proof = [_prove_back(neutral, fresh, options)]
+        proof += _prove_elsewhere(neutral, source, fresh, to, Path(scratch), options)
         result = Converted(neutral.taken_for, neutral.notes, proof)
         if fresh.is_dir():
             about = {"from": str(source), "by": f"tubelet {__version__}", **result._asdict()}
@@ -83,6 +84,8 @@ def read(source: Path, options: Options = Options()) -> Neutral:  # noqa: B008 -
                 f"mmaction2, mae_st, PySlowFast, MAE, timm): its tensors are {_listed(found)}"
             )
         neutral = chosen.read(found, options)
+    if options.encoder:
+        neutral.module, neutral.options, neutral.classes = neutral.backbone, {}, []
     _change_head(neutral, options)
     if options.pooling == "mean" and neutral.options.get("pool") == "first":
         _pool_mean(neutral)
@@ -90,7 +93,7 @@ def read(source: Path, options: Options = Options()) -> Neutral:  # noqa: B008 -
         mean, std = options.mean, options.std
         if mean is None or std is None:
             raise TubeletError("--mean and --std go together")
-        renormalise(neutral.backbone.embed, (mean,) * len(MEAN), (std,) * len(MEAN))  # type: ignore[arg-type]
+        renormalise(neutral.backbone.embed, mean, std)
         neutral.notes.append(f"pixels: expected as (x - {mean:g}) / {std:g}; the first map is changed for ImageNet's")
     neutral.module.eval()
     return neutral
@@ -122,7 +125,8 @@ def _change_head(neutral: Neutral, options: Options) -> None:
     if options.classes:
         names = _read_classes(Path(options.classes))
         if len(names) != len(neutral.classes) or len(set(names)) != len(names):
-            raise TubeletError(f"{options.classes} names {len(set(names))} classes, and the head has {len(neutral.classes)}")
+            has = len(neutral.classes)
+            raise TubeletError(f"{options.classes} names {len(set(names))} classes, and the head has {has}")
         neutral.classes = names
 
 
@@ -168,15 +172,12 @@ def _pool_mean(neutral: Neutral) -> None:
 
 def _prove_back(neutral: Neutral, fresh: Path, options: Options) -> str:
     """Reads what was written and compares every tensor, bit for bit."""
-    heads = {"heads": neutral.backbone.blocks[0].attention.heads}  # type: ignore[index,union-attr]
-    if neutral.kind == "pretraining":
-        heads["decoder_heads"] = neutral.module.blocks[0].attention.heads  # type: ignore[index,union-attr]
-    back = read(fresh, Options(**heads, allow_zero=options.allow_zero)).state()
-    before = neutral.state()
+    known = Options(heads=neutral.heads, decoder_heads=neutral.decoder_heads, allow_zero=options.allow_zero)
+    before, back = neutral.state(), read(fresh, known).state()
     other = [name for name in before.keys() | back.keys() if name not in before or name not in back
              or not torch.equal(before[name], back[name])]  # fmt: skip
     if other:
-        raise TubeletError(f"what was written does not read back as it was: {', '.join(sorted(other)[:3])}; nothing is written")
+        raise TubeletError(f"nothing is written: {', '.join(sorted(other)[:3])} do not read back as they were")
     return f"read back: all {len(before)} tensors are equal"
 
 
@@ -184,7 +185,9 @@ def _prove_elsewhere(
     neutral: Neutral, source: Path, fresh: Path, to: str, scratch: Path, options: Options
 ) -> list[str]:
     """Compares with transformers wherever its network can express this one: the source itself, if it is for it."""
-    as_it_is = Options(classes=options.classes, stride=options.stride, allow_zero=options.allow_zero)
+    as_it_is = Options(
+        classes=options.classes, stride=options.stride, allow_zero=options.allow_zero, encoder=options.encoder
+    )
     if neutral.taken_for.startswith("Hugging Face") and options == as_it_is:
         return check.compare(neutral, source if source.is_dir() else source.parent)
     folder = fresh if to == "huggingface" else scratch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,18 @@ from tubelet.convert.neutral import (
 )
 from tubelet.types import TubeletError
 
-ENCODER = {"embed.": "embeddings.patch_embeddings.projection.", "blocks.": "encoder.layer.", "norm.": "layernorm."}
+ENCODER = {"embed.": "embeddings.patch_embeddings.projection.", "norm.": "layernorm."}
 BLOCK = {
     "norm1.": "layernorm_before.", "norm2.": "layernorm_after.", "attention.query_bias": "attention.attention.q_bias",
     "attention.value_bias": "attention.attention.v_bias", "attention.out.": "attention.output.dense.",
     "mlp.into.": "intermediate.dense.", "mlp.out.": "output.dense.",
 }  # fmt: skip
 """Our words and theirs. The biases have the names of 4.x and of all published files; 5.18 and later read these too."""
+HEADS: dict[Kind, dict[str, str]] = {
+    "pretraining": {"enter.": "encoder_to_decoder.", "norm.": "decoder.norm.", "head.": "decoder.head."},
+    "classifier": {"head.": "classifier."},
+    "encoder": {},
+}
 ARCHITECTURES: dict[Kind, str] = {
     "pretraining": "VideoMAEForPreTraining",
     "classifier": "VideoMAEForVideoClassification",
@@ -43,23 +49,23 @@ ARCHITECTURES: dict[Kind, str] = {
 
 def rename(kind: Kind, name: str) -> list[str]:
     """Their name of a tensor of our learner; queries, keys and values have one weight each."""
-    inside = name.startswith("backbone.")
-    name = name.removeprefix("backbone.")
+    encoder, name = name.startswith("backbone."), name.removeprefix("backbone.")
     if name.startswith("blocks."):
         _, number, rest = name.split(".", 2)
-        for ours, theirs in BLOCK.items():
-            rest = rest.replace(ours, theirs) if rest.startswith(ours) else rest
-        layer = f"encoder.layer.{number}." if inside else f"decoder.decoder_layers.{number}."
-        parts = [layer + rest.replace("attention.qkv.", f"attention.attention.{which}.") for which in ("query", "key", "value")]
-        name_of = parts if "qkv" in rest else [layer + rest]
-    elif inside:
-        word = name.partition(".")[0] + "."
-        name_of = [name.replace(word, ENCODER[word])]
-    elif kind == "pretraining":
-        name_of = [f"decoder.{name}" if name.startswith(("norm.", "head.")) else name.replace("enter.", "encoder_to_decoder.")]
+        layer = f"{'encoder.layer' if encoder else 'decoder.decoder_layers'}.{number}"
+        if rest == "attention.qkv.weight":
+            names = [f"{layer}.attention.attention.{which}.weight" for which in ("query", "key", "value")]
+        else:
+            names = [f"{layer}.{_replaced(rest, BLOCK)}"]
     else:
-        name_of = [name.replace("head.", "classifier.")]
-    return [f"videomae.{one}" for one in name_of] if inside and kind != "encoder" else name_of
+        names = [_replaced(name, ENCODER if encoder else HEADS[kind])]
+    return [f"videomae.{one}" for one in names] if encoder and kind != "encoder" else names
+
+
+def _replaced(name: str, words: dict[str, str]) -> str:
+    """``name`` with its first words, if they are among ours, in theirs."""
+    ours = next((word for word in words if name.startswith(word)), "")
+    return words.get(ours, "") + name.removeprefix(ours)
 
 
 def recognises(found: Found) -> bool:
@@ -86,8 +92,7 @@ def read(found: Found, options: Options) -> Neutral:
     elif any(name.startswith("videomae.") for name in tensors):  # saved without its head
         found.tensors = tensors = {name.removeprefix("videomae."): tensor for name, tensor in tensors.items()}
     if not config.get("qv_bias", True):
-        weight = next(name for name in tensors if name.endswith("attention.query.weight"))
-        raise TubeletError(f"{found.path} has no biases of queries and values (qv_bias false), which begin with {weight}")
+        raise TubeletError(f"{found.path} has no biases of queries and values (config.json: qv_bias false)")
 
     def theirs(name: str) -> list[str]:
         return rename(kind, name)
@@ -121,8 +126,8 @@ def read(found: Found, options: Options) -> Neutral:
         classes = [named[row] for row in range(count)] if sorted(named) == list(range(count)) else numbers(count)
         if not pooled:
             notes.append(
-                "its head reads the first token alone (use_mean_pooling false; VideoMAE has no class token), which is "
-                "kept for its classes; the encoder is mean-pooled everywhere else. --pooling mean reads the mean instead"
+                "its head reads the first token alone (use_mean_pooling false; VideoMAE has no class token). That is "
+                "kept for its classes, and the encoder is mean-pooled elsewhere; --pooling mean takes the mean for both"
             )
     _compare_config(backbone.config | {"dim": backbone.dim}, tensors, theirs, found)
     fill(module, found, theirs)
@@ -170,20 +175,20 @@ def _compare_config(config: dict[str, Any], tensors: Any, theirs: Any, found: Fo
     }  # fmt: skip
     for key, value in has.items():
         if key in found.config and found.config[key] not in (value, [value, value]):
-            raise TubeletError(f"{found.path}: config.json says {key} {found.config[key]}, and the weights have {value}")
+            said = found.config[key]
+            raise TubeletError(f"{found.path}: config.json says {key} {said}, and the weights have {value}")
 
 
 def _look_at_pixels(found: Found, notes: list[str]) -> None:
-    import json
-
+    """Processors of transformers start with a mean of 0.5: a folder may have kept that by mistake."""
     folder = found.path if found.path.is_dir() else found.path.parent
     path = folder / "preprocessor_config.json"
     about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     mean = about.get("image_mean", list(MEAN))
     if any(abs(a - b) > 1e-3 for a, b in zip(mean, MEAN, strict=True)):
         notes.append(
-            f"preprocessor_config.json says image_mean {mean}; VideoMAE is trained with ImageNet's, which is used here. "
-            f"If this one really was trained so: --mean {mean[0]} --std {about.get('image_std', [0.5])[0]}"
+            f"preprocessor_config.json says image_mean {mean}; VideoMAE is trained with ImageNet's, which is used "
+            f"here. If this one really was trained so: --mean {mean[0]} --std {about.get('image_std', [0.5])[0]}"
         )
 
 
@@ -217,8 +222,7 @@ def config_of(neutral: Neutral) -> dict[str, Any]:
         "architectures": [ARCHITECTURES[neutral.kind]], "model_type": "videomae", "num_channels": 3,
         "image_size": neutral.clip["size"], "num_frames": neutral.clip["frames"],
         "patch_size": ours["patch"], "tubelet_size": ours["tubelet"], "hidden_size": neutral.backbone.dim,
-        "num_hidden_layers": len(neutral.backbone.blocks),  # type: ignore[arg-type]
-        "num_attention_heads": neutral.backbone.blocks[0].attention.heads,  # type: ignore[index,union-attr]
+        "num_hidden_layers": len(neutral.backbone.blocks), "num_attention_heads": neutral.heads,
         "intermediate_size": state["backbone.blocks.0.mlp.into.weight"].shape[0],
         "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02, "layer_norm_eps": 1e-6, "qv_bias": True, "torch_dtype": "float32",
@@ -231,8 +235,8 @@ def config_of(neutral: Neutral) -> dict[str, Any]:
         config |= {
             "norm_pix_loss": normalise == "channel",
             "decoder_hidden_size": state["mask_token"].shape[0],
-            "decoder_num_hidden_layers": len(neutral.module.blocks),  # type: ignore[arg-type]
-            "decoder_num_attention_heads": neutral.module.blocks[0].attention.heads,  # type: ignore[index,union-attr]
+            "decoder_num_hidden_layers": neutral.options["decoder_depth"],
+            "decoder_num_attention_heads": neutral.decoder_heads,
             "decoder_intermediate_size": state["blocks.0.mlp.into.weight"].shape[0],
         }
     if neutral.kind == "classifier":

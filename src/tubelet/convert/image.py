@@ -47,8 +47,9 @@ def read(found: Found, options: Options) -> Neutral:
     tensors["place.temporal"] = table.new_zeros(FRAMES // options.tubelet, table.shape[1])
     size, found.tensors = side * weight.shape[-1], tensors
     notes = [f"{', '.join(left_out)}* left out"] if left_out else []
+    token = "class_token" in tensors
     neutral = original.assemble(
-        found, "encoder", options, (FRAMES, size, size), notes, positions="learned", class_token="class_token" in tensors
+        found, "encoder", options, (FRAMES, size, size), notes, positions="learned", class_token=token
     )
     neutral.clip, neutral.taken_for = clip_of(FRAMES, size, options.stride), "an image ViT (MAE, timm), encoder"
     return neutral

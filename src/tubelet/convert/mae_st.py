@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import torch
 from torch import Tensor
 
 from tubelet.convert import original
@@ -14,7 +13,7 @@ from tubelet.convert.neutral import Kind, Neutral, Options, clip_of, renormalise
 from tubelet.types import TubeletError
 
 LEFT_OUT = re.compile(r"(decoder_|mask_token$|pred_head\.|head\.projection\.)")
-MEAN, DEVIATION = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+MEAN, DEVIATION = 0.45, 0.225
 """Of the pixels that they are trained with."""
 
 
@@ -49,7 +48,7 @@ def read(found: Found, options: Options) -> Neutral:
         spatial, temporal = tensors.pop("pos_embed_spatial")[0], tensors.pop("pos_embed_temporal")[0]
         own = tensors.pop("pos_embed_class")[0, 0] if "pos_embed_class" in tensors else None
     else:
-        raise TubeletError(f"{found.path} has no positions: expected pos_embed_spatial and pos_embed_temporal, or pos_embed")
+        raise TubeletError(f"{found.path} has no positions: no pos_embed, and no pos_embed_spatial with _temporal")
     if "cls_token" in tensors:
         tensors["class_token"] = tensors.pop("cls_token")[0, 0] + (0 if own is None else own)
     tensors |= {"place.spatial": spatial, "place.temporal": temporal}
@@ -62,7 +61,7 @@ def read(found: Found, options: Options) -> Neutral:
         found, kind, options, (frames, size, size), notes, positions="learned", class_token="class_token" in tensors
     )
     if options.mean is None and options.std is None:
-        renormalise(neutral.backbone.embed, MEAN, DEVIATION)  # type: ignore[arg-type]
+        renormalise(neutral.backbone.embed, MEAN, DEVIATION)
         notes.append("its cube embedding is changed to expect pixels normalised as ImageNet's, not by 0.45 and 0.225")
     neutral.clip, neutral.taken_for = clip_of(frames, size, options.stride), f"mae_st or PySlowFast, {kind}"
     return neutral

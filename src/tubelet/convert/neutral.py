@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tubelet import registry
-from tubelet.backbones.vit import SIZES
+from tubelet.backbones.vit import SIZES, VisionTransformer
 from tubelet.convert.load import Found
 from tubelet.learner import Backbone, Learner
+from tubelet.nn.patches import CubeEmbedding
 from tubelet.types import TubeletError
 
 Kind = Literal["pretraining", "classifier", "encoder"]
@@ -41,6 +42,7 @@ class Options:
         stride: frames between two frames of a clip, when the file does not say; published: 4, Something-Something 2.
         tubelet: frames of a cube, for an image model.
         inflate: an image model's weights become a cube's as an "average" over frames (I3D), or in its "central" frame.
+        encoder: take the encoder alone, without its decoder or head.
         ema: take the moving average of the weights that the file has beside them.
         allow_zero: accept tensors that are wholly zero.
     """
@@ -55,6 +57,7 @@ class Options:
     stride: int | None = None
     tubelet: int = 2
     inflate: Literal["average", "central"] = "average"
+    encoder: bool = False
     ema: bool = False
     allow_zero: bool = False
 
@@ -79,8 +82,18 @@ class Neutral:
         return {"videomae": "pretraining", "supervised": "classifier"}.get(self.options.get("name", ""), "encoder")  # type: ignore[return-value]
 
     @property
-    def backbone(self) -> Backbone:
-        return self.module.backbone if isinstance(self.module, Learner) else self.module
+    def backbone(self) -> VisionTransformer:
+        backbone = self.module.backbone if isinstance(self.module, Learner) else self.module
+        assert isinstance(backbone, VisionTransformer)
+        return backbone
+
+    @property
+    def heads(self) -> int:
+        return _heads(self.backbone)
+
+    @property
+    def decoder_heads(self) -> int | None:
+        return _heads(self.module) if self.kind == "pretraining" else None
 
     def state(self) -> dict[str, Tensor]:
         """The tensors by the names that they have in a learner: ``backbone.*`` also for an encoder alone."""
@@ -88,7 +101,13 @@ class Neutral:
         return {f"{prefix}{name}": tensor for name, tensor in self.module.state_dict().items()}
 
 
-def make_backbone(tensors: Mapping[str, Tensor], rename: Rename, heads: int | None, **options: Any) -> Backbone:
+def _heads(module: Any) -> int:
+    return module.blocks[0].attention.heads
+
+
+def make_backbone(
+    tensors: Mapping[str, Tensor], rename: Rename, heads: int | None, **options: Any
+) -> VisionTransformer:
     """An untrained ViT of the sizes that the tensors have.
 
     Args:
@@ -107,14 +126,11 @@ def make_backbone(tensors: Mapping[str, Tensor], rename: Rename, heads: int | No
     heads = heads or published_heads(dim, "heads")
     shape = {"dim": dim, "depth": depth(tensors, rename, "backbone.blocks."), "heads": heads, "mlp": ratio(hidden, dim)}
     size = next((name for name, published in SIZES.items() if published == shape), None)
-    return registry.build(
-        "backbones", "vit", patch=weight.shape[3], tubelet=weight.shape[2], **({"size": size} if size else shape), **options
-    )
+    given = {"size": size} if size else shape
+    return VisionTransformer(**given, patch=weight.shape[3], tubelet=weight.shape[2], **options)
 
 
 def published_heads(dim: int, option: str) -> int:
-    if option == "decoder_heads" and dim in (192, 384):
-        return dim // 64
     if dim not in HEADS:
         flag = f"--{option.replace('_', '-')}"
         raise TubeletError(
@@ -176,24 +192,23 @@ def spread(neutral: Neutral, rename: Rename) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for name, tensor in neutral.state().items():
         parts = rename(name)
-        named |= {part: piece.detach().contiguous() for part, piece in zip(parts, tensor.chunk(len(parts)), strict=True)}
+        pieces = [piece.detach().contiguous() for piece in tensor.chunk(len(parts))]
+        named |= dict(zip(parts, pieces, strict=True))
     shapes = {"mask_token": (1, 1, -1), "scale": (-1, 1, 1)}
     return {name: tensor.reshape(shapes.get(name.rpartition(".")[2], tensor.shape)) for name, tensor in named.items()}
 
 
-def renormalise(embed: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Makes a cube embedding that was trained on ``(x - mean) / std`` expect ImageNet's: the same map, other weights.
+def renormalise(embed: CubeEmbedding, mean: float, deviation: float) -> None:
+    """Makes a cube embedding that was trained on ``(x - mean) / deviation`` expect ImageNet's: the same map.
 
-    With ``y = (x - m) / s`` of ImageNet, ``(x - mean) / std = (s y + m - mean) / std``, which is linear in ``y``.
+    With ``y = (x - m) / s`` of ImageNet, ``(x - mean) / deviation = (s y + m - mean) / deviation``, linear in ``y``.
     """
-    m, s = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(DEVIATION, dtype=torch.float64)
-    theirs, deviation = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-    axes = (1, -1, 1, 1, 1)
+    m, s = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1) for values in (MEAN, DEVIATION))  # 3 1 1 1
     with torch.no_grad():
-        weight = embed.weight.double()  # type: ignore[operator]  # D 3 tubelet patch patch
-        shift = (weight * ((m - theirs) / deviation).view(axes)).sum(dim=(1, 2, 3, 4))  # D
-        embed.bias.copy_(embed.bias.double() + shift)  # type: ignore[operator,union-attr]
-        embed.weight.copy_(weight * (s / deviation).view(axes))  # type: ignore[operator,union-attr]
+        weight = embed.weight.double()  # D 3 tubelet patch patch
+        shift = (weight * (m - mean) / deviation).flatten(1).sum(dim=1)  # D
+        embed.bias.copy_(embed.bias.double() + shift)
+        embed.weight.copy_(weight * s / deviation)
 
 
 def clip_of(frames: int, size: int, stride: int | None) -> dict[str, Any]:

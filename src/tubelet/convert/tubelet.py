@@ -26,14 +26,19 @@ def read(path: Path, options: Options) -> Neutral:
     module: Learner | None = None
     backbone = registry.build("backbones", config.pop("name"), **config)
     classes, notes = list(about.get("classes", [])), []
-    whole = learner.get("name") in ("videomae", "supervised") and (path / "learner.safetensors").is_file()
+    known = learner.get("name") in ("videomae", "supervised") and (path / "learner.safetensors").is_file()
+    whole = known and not options.encoder
+    found = load(path / ("learner.safetensors" if whole else "backbone.safetensors"))
+    averaged = {name.removeprefix("ema."): t for name, t in found.tensors.items() if name.startswith("ema.")}
+    if averaged:
+        found.tensors, learner["ema"] = averaged, 0.0
+        notes.append("the moving average of the weights is taken, by which the run is judged")
     if whole:
         arguments = {key: value for key, value in learner.items() if key != "name"}
         count = {"classes": len(classes)} if classes else {}
         module = registry.build("methods", learner["name"], backbone=backbone, **arguments, **count)
-    elif learner:
+    elif learner and not options.encoder:
         notes.append(f"the encoder alone is taken: {learner['name']} has no other form, or its weights are not there")
-    found = load(path / ("learner.safetensors" if whole else "backbone.safetensors"))
     refuse_empty(found.tensors, str(path), options.allow_zero)
     prefix = 0 if whole else len("backbone.")
     fill(module or backbone, found, lambda name: [name[prefix:]])

@@ -18,8 +18,8 @@ class Supervised(Learner):
     """Learns labels with cross-entropy, the way VideoMAE is fine-tuned.
 
     The mean of the tokens goes through a norm of its own, dropout and a linear head that starts close to zero. The
-    backbone keeps its last norm, so that a fine-tuned encoder is used like any other. (Published ones have none of their
-    own: backbone.last_norm false.)
+    backbone keeps its last norm, so that a fine-tuned encoder is used like any other. (Published ones have
+    none: backbone.last_norm false.)
 
     Source: Tong et al. 2022, VideoMAE, https://arxiv.org/abs/2203.12602
 
