@@ -84,11 +84,10 @@ class Gathered:
         """Columns and rows of a table: the videos of each split, and how many others counted."""
         listed, there = (Counter(v.split or NO_SPLIT for v in o.videos) for o in (self.official, self.present))
         counted = list(self.official.published.values())
-        splits = dict.fromkeys([*(split for counts in counted for split in counts), *listed])
-        rows = [
-            [split, *(f"{count[split]:,}" if split in count else "" for count in (listed, there, *counted))]
-            for split in splits
-        ]
+        rows = []
+        for split in dict.fromkeys([*(split for counts in counted for split in counts), *listed]):
+            others = (f"{counts[split]:,}" if split in counts else "" for counts in counted)
+            rows.append([split, f"{listed[split]:,}", f"{there[split]:,}", *others])
         total = ["all", *(f"{sum(count.values()):,}" for count in (listed, there, *counted))]
         return ["split", "listed", "there", *self.official.published], [*rows, total]
 
