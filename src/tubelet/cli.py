@@ -120,7 +120,7 @@ def data_import(args: Namespace, _: list[str]) -> None:
         warn(f"{len(found.missing):,} listed videos are missing: {kept}, and listed in {list_of_missing}")
     for columns, rows in [found.by_split(), *([found.by_class()] if args.per_class else [])]:
         _print(table(args.choice, columns, rows))
-    _print(table("", ["", ""], [list(row) for row in found.summary()]))
+    _print(table(str(args.videos), ["", ""], [list(row) for row in found.summary()]))
     say(f"wrote {args.out}; next: tubelet data scan {args.out} -o {args.out} looks whether each video can be read")
 
 

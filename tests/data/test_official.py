@@ -59,6 +59,11 @@ def test_which_file_is_taken(tmp_path, there, wanted):
     assert found(official("jump/a.avi"), disk(tmp_path / "my videos", *there)) == [wanted]
 
 
+def test_names_with_dots_are_not_cut(tmp_path):
+    root = disk(tmp_path, "jump/v1.mp4", "jump/v1.5 x.mp4", "jump/v1.6 x.mp4")
+    assert found(official("jump/v1.5 x.avi", "jump/v1.6 x.avi"), root) == ["jump/v1.5 x.mp4", "jump/v1.6 x.mp4"]
+
+
 def test_two_files_that_fit_equally_are_not_guessed_at(tmp_path):
     root = disk(tmp_path, "jump/b.avi", "old/jump/a.avi", "new/jump/a.avi")
     ((path, reason),) = gather(official("jump/a.avi", "jump/b.avi"), root).missing
@@ -72,7 +77,7 @@ def test_folders_of_pictures_are_named_as_such(tmp_path):
     assert reason.startswith("it is a folder of pictures") and "ffmpeg" in reason
 
 
-def test_missing_and_unlisted_are_counted_and_the_rest_is_kept(tmp_path):
+def test_counts_other_than_the_published_are_said_and_never_refused(tmp_path):
     root = disk(tmp_path / "videos", "jump/a.avi", "jump/c.avi", "notes.txt", "jump/extra.avi")
     result = gather(official("jump/a.avi", "run/b.avi", "jump/c.avi", train=9_000, test=1), root)
     assert [v.path.name for v in result.manifest] == ["a.avi", "c.avi"]

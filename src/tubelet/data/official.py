@@ -178,22 +178,21 @@ class _Disk:
                 self.videos[path.stem].append(path)
             elif path.suffix.lower() in PICTURES:
                 self.frames.add(path.parent.name)
-        self.listed = Counter(stem for v in listed for stem in {PurePosixPath(name).stem for name in v.names})
+        self.listed = Counter(stem for video in listed for stem in {_stem(name) for name in video.names})
 
     def find(self, names: Sequence[str]) -> Path | str:
         """The file of a listed video, or why there is none."""
-        for name in map(PurePosixPath, names):
-            candidates = self.videos.get(name.stem, [])
-            rank = {path: self._rank(path, name) for path in candidates}
+        for name in names:
+            candidates = self.videos.get(_stem(name), [])
+            rank = {path: self._rank(path, PurePosixPath(name)) for path in candidates}
             best = max(rank.values(), default=None)
-            if best is None or (best[0] < min(2, len(name.parts)) and self.listed[name.stem] > 1):
+            if best is None or ("/" in name and best[0] == 0 and self.listed[_stem(name)] > 1):
                 continue
             chosen = [path for path in candidates if rank[path] == best]
             if len(chosen) > 1:
                 return f"two files could be it: {chosen[0]} and {chosen[1]}"
             return chosen[0]
-        stems = {PurePosixPath(name).stem for name in names}
-        if stems & self.frames:
+        if self.frames.intersection(map(_stem, names)):
             return (
                 "it is a folder of pictures, and only video files are read: "
                 "make one of each, as with ffmpeg -framerate 12 -i FOLDER/%05d.jpg FOLDER.mp4"
@@ -201,10 +200,16 @@ class _Disk:
         return "no such file, nor one of that name in another folder"
 
     def _rank(self, path: Path, name: PurePosixPath) -> tuple[int, bool, bool]:
-        """How well a file fits a listed name: parts in common from the end on, nothing above them, the same ending."""
+        """How well a file fits a listed name: folders in common from it upwards, none above them, the same ending."""
         lies, said = path.relative_to(self.root).parts[-2::-1], name.parts[-2::-1]
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lies, said, strict=False)))
-        return 1 + common, len(lies) == common, path.suffix == name.suffix
+        return common, len(lies) == common, path.suffix == name.suffix
+
+
+def _stem(name: str) -> str:
+    """The last part of a listed name, without its ending."""
+    last = name.rpartition("/")[2]
+    return last.rpartition(".")[0] or last
 
 
 def annotation_file(folder: str | Path, names: Sequence[str], what: str) -> Path:

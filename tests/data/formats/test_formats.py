@@ -160,6 +160,8 @@ def test_kinetics_csv(tmp_path):
         ("air drumming/abcdefghij0_000000_000010.mp4", "air drumming", "train", "abcdefghij0"),
     ]
     assert {v.split for v in official.videos} == {"train", "val", "test"}
+    write(tmp_path, {"label_map_k400.txt": "zumba\nof another list\n"})
+    assert build("kinetics", tmp_path).classes == official.classes  # a label map is for lists of numbers
     assert all(v.start_s is None for v in official.videos)
     zumba = next(v for v in build("kinetics", tmp_path, trimmed=False).videos if v.group == "-3B32lodo2M")
     assert (zumba.start_s, zumba.end_s, zumba.extra["time_start"]) == (59, 69, "59")
@@ -184,17 +186,6 @@ def test_kinetics_folder_with_underscores_tells_two_clips_of_one_film_apart(tmp_
     official = build("kinetics", write(tmp_path / "lists", {"train.csv": text}))
     root = write(tmp_path / "videos", {"air_drumming/abcdefghij0.mp4": ""})
     assert [v.label for v in gather(official, root).manifest] == ["air drumming"]
-
-
-def test_kinetics_label_map_orders_and_renames(tmp_path):
-    map400 = {"label_map_k400.txt": "zumba\ndrumming in air\npassing American football (in game)\n"}
-    merge = {"k710_identical_label_merge.json": '{"air drumming": "drumming in air"}'}
-    write(tmp_path, KINETICS | map400)
-    with pytest.raises(TubeletError, match=r"no 'air drumming'.*k710_identical_label_merge\.json is not beside it"):
-        build("kinetics", tmp_path)
-    official = build("kinetics", write(tmp_path, merge))
-    assert official.classes == ["zumba", "drumming in air", "passing American football (in game)"]
-    assert ("air drumming/abcdefghij0_000000_000010.mp4", "drumming in air") in [row[:2] for row in rows(official)]
 
 
 def test_kinetics_710_lists(tmp_path):
@@ -229,7 +220,7 @@ def test_kinetics_710_lists(tmp_path):
         ("diving48", {"Diving48_V2_test.json": '[{"vid_name": "a", "label": 2}]'}, "'2' is no number below the 2"),
         ("diving48", {"Diving48_V2_test.json": "{}"}, "must hold a list"),
         ("kinetics", {"train.csv": "label,youtube_id,time_start,time_end\nzumba,a,soon,9\n"}, "'a' has no numbers"),
-        ("kinetics", {"train.csv": "a.mp4 0\n"}, "put its label map beside it"),
+        ("kinetics", {"train.csv": "a.mp4 0\n"}, "put the label map that names them at .*label_map_k400.txt"),
         ("kinetics", {"kinetics_train.csv": KINETICS["train.csv"]}, "both list train: keep one of them"),
         ("kinetics", {"train.csv": None, "validate.csv": None, "test.csv": None}, "has no \\*.csv or \\*.txt"),
         ("kinetics", {f"{n}.csv": None for n in ("train", "validate", "test")} | {"a.csv": "x"}, "no list with train"),

@@ -15,7 +15,7 @@ from typing import Literal
 
 from tubelet.data.inspect import SPLITS
 from tubelet.data.listing import read_manifest
-from tubelet.data.official import Listed, Official, annotation_files, lines, read_json
+from tubelet.data.official import Listed, Official, annotation_files, lines
 from tubelet.registry import register
 from tubelet.types import TubeletError
 
@@ -43,10 +43,14 @@ def kinetics(
     """Kinetics-400, 600, 700, 700-2020, 710: the official csv, or lists of `path label` with a label map.
 
     The csv has the columns label, youtube_id, time_start, time_end, split; a video is called ID_000123_000133.mp4 or
-    ID.mp4 and lies in a folder of its class or in any other. A list has paths and numbers of classes. Without a label
-    map the classes are sorted by name. The label map label_map_k400.txt (k600, k700, k710: a name a line, as in
-    VideoMAE V2's folder misc) gives them its own order, which differs from the sorted one; some names of the csv are
-    renamed in it, as k710_identical_label_merge.json beside it says. Published accuracies are on ``val``.
+    ID.mp4 and lies in a folder of its class or in any other. The classes are sorted by name, which for Kinetics-400 is
+    the order of every published classifier.
+
+    A list has paths and numbers of classes; the label map beside it (label_map_k710.txt, k400, k600, k700: a name a
+    line, as in VideoMAE V2's folder misc) names them. V2's classifiers of Kinetics-600, 700 and 710 number their
+    classes so, in no sorted order and with some names of its own: import V2's lists for them.
+
+    Published accuracies are on ``val``.
 
     Args:
         annotations: folder of the lists, of one edition.
@@ -56,7 +60,8 @@ def kinetics(
     Raises:
         TubeletError: a list is missing or damaged, or a label is not in the label map.
     """
-    classes, renamed = _label_map(Path(annotations), edition)
+    label_map = Path(annotations) / f"label_map_k{edition.partition('-')[0]}.txt"
+    classes: list[str] = []
     videos: list[Listed] = []
     read: dict[str, Path] = {}
     for file in annotation_files(annotations, ["*.csv", "*.txt"], FILES):
@@ -68,28 +73,20 @@ def kinetics(
             raise TubeletError(f"{read[split]} and {file} both list {split}: keep one of them in {annotations}")
         read[split] = file
         first = next((line for _, line in lines(file)), "")
-        videos += _clips(file, split, trimmed, renamed) if "youtube_id" in first else _paths(file, split, classes)
+        if "youtube_id" in first:
+            videos += _clips(file, split, trimmed)
+        else:
+            if not label_map.is_file():
+                raise TubeletError(f"{file} numbers its classes: put the label map that names them at {label_map}")
+            classes = [line for _, line in lines(label_map)]
+            videos += _paths(file, split, classes)
     if not videos:
         raise TubeletError(f"{annotations} has no list with train, val or test in its name: it must hold {FILES}")
     named = sorted({video.label for video in videos if video.label is not None})
-    if strange := [name for name in named if classes and name not in classes]:
-        raise TubeletError(
-            f"the label map of {annotations} has no {strange[0]!r} ({len(strange)} such names): it is another "
-            "edition's, or k710_identical_label_merge.json is not beside it"
-        )
     return Official(videos, classes or named, COUNTED[edition])
 
 
-def _label_map(annotations: Path, edition: str) -> tuple[list[str], dict[str, str]]:
-    """The classes in the order of the label map, and the new name of each that it has renamed; empty without a map."""
-    file = annotations / f"label_map_k{edition.partition('-')[0]}.txt"
-    merged = annotations / "k710_identical_label_merge.json"
-    if not file.is_file():
-        return [], {}
-    return [line for _, line in lines(file)], read_json(merged, dict) if merged.is_file() else {}
-
-
-def _clips(file: Path, split: str, trimmed: bool, renamed: dict[str, str]) -> Iterator[Listed]:
+def _clips(file: Path, split: str, trimmed: bool) -> Iterator[Listed]:
     """The rows of an official csv."""
     for row in csv.DictReader(line for _, line in lines(file)):
         film, cells = row.get("youtube_id") or "", (row.get("time_start") or "", row.get("time_end") or "")
@@ -102,15 +99,13 @@ def _clips(file: Path, split: str, trimmed: bool, renamed: dict[str, str]) -> It
         stems = (f"{film}_{int(start):06d}_{int(end):06d}", film)
         yield Listed(
             tuple(f"{folder}{stem}.mp4" for stem in stems for folder in folders),
-            renamed.get(label, label) or None, split, film, *((None, None) if trimmed else (start, end)),
+            label or None, split, film, *((None, None) if trimmed else (start, end)),
             extra={"youtube_id": film, "time_start": cells[0], "time_end": cells[1]},
         )  # fmt: skip
 
 
 def _paths(file: Path, split: str, classes: list[str]) -> Iterator[Listed]:
     """The lines of a list of `path label`."""
-    if not classes:
-        raise TubeletError(f"{file} numbers its classes: put its label map beside it, such as label_map_k710.txt")
     for video in read_manifest(file):
         label = video.label or ""
         if not label.isdecimal() or int(label) >= len(classes):
