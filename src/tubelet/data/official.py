@@ -104,7 +104,8 @@ class Gathered:
     def summary(self) -> list[tuple[str, str]]:
         """Rows of a table for people: what, how much."""
         counts = Counter(video.label for video in self.present.videos if video.label is not None)
-        spread = f", {min(counts.values()):,} to {max(counts.values()):,} videos each" if counts else ""
+        fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
+        each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
         sides = defaultdict[str, set[str]](set)
         for video in self.present.videos:
             if video.group is not None and video.split is not None:
@@ -113,7 +114,7 @@ class Gathered:
         groups = [("groups", f"{len(sides):,}, {divided:,} of them in several splits")] if sides else []
         repeated = sum(count > 1 for count in Counter(video.names[0] for video in self.official.videos).values())
         return [
-            ("classes", f"{len(counts):,} of {len(self.official.classes):,}{spread}"),
+            ("classes", f"{len(counts):,} of {len(self.official.classes):,}, {each} videos each"),
             *groups,
             *([("listed more than once", f"{repeated:,}")] if repeated else []),
             ("missing on the disk", f"{len(self.missing):,}"),
