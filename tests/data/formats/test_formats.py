@@ -220,6 +220,8 @@ def test_kinetics_710_lists(tmp_path):
         ("diving48", {"Diving48_V2_test.json": '[{"vid_name": "a", "label": 2}]'}, "'2' is no number below the 2"),
         ("diving48", {"Diving48_V2_test.json": "{}"}, "must hold a list"),
         ("kinetics", {"train.csv": "label,youtube_id,time_start,time_end\nzumba,a,soon,9\n"}, "'a' has no numbers"),
+        ("kinetics", {"train.csv": "label,youtube_id,time_start,time_end\nzumba,a,nan,inf\n"}, "'a' has no numbers"),
+        ("kinetics", {"train.csv": "a.mp4 0\n", "label_map_k400.txt": "eating\n"}, "classes that label_map_k400"),
         ("kinetics", {"train.csv": "a.mp4 0\n"}, "put the label map that names them at .*label_map_k400.txt"),
         ("kinetics", {"kinetics_train.csv": KINETICS["train.csv"]}, "both list train: keep one of them"),
         ("kinetics", {"train.csv": None, "validate.csv": None, "test.csv": None}, "has no \\*.csv or \\*.txt"),

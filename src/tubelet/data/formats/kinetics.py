@@ -44,7 +44,7 @@ def kinetics(
 
     The csv has the columns label, youtube_id, time_start, time_end, split; a video is called ID_000123_000133.mp4 or
     ID.mp4 and lies in a folder of its class or in any other. The classes are sorted by name, which for Kinetics-400 is
-    the order of every published classifier.
+    the order of VideoMAE V2's and MMAction2's label maps too.
 
     A list has paths and numbers of classes; the label map beside it (label_map_k710.txt, k400, k600, k700: a name a
     line, as in VideoMAE V2's folder misc) names them. V2's classifiers of Kinetics-600, 700 and 710 number their
@@ -83,6 +83,8 @@ def kinetics(
     if not videos:
         raise TubeletError(f"{annotations} has no list with train, val or test in its name: it must hold {FILES}")
     named = sorted({video.label for video in videos if video.label is not None})
+    if classes and not set(named) <= set(classes):
+        raise TubeletError(f"{annotations}: a list names classes that {label_map.name} lacks: import each alone")
     return Official(videos, classes or named, COUNTED[edition])
 
 
@@ -92,11 +94,12 @@ def _clips(file: Path, split: str, trimmed: bool) -> Iterator[Listed]:
         film, cells = row.get("youtube_id") or "", (row.get("time_start") or "", row.get("time_end") or "")
         try:
             start, end = (float(cell) for cell in cells)
-        except ValueError:
+            span = f"{int(start):06d}_{int(end):06d}"
+        except (ValueError, OverflowError):
             raise TubeletError(f"{file}: {film!r} has no numbers as time_start and time_end, but {cells}") from None
         label = (row.get("label") or "").strip()
         folders = (f"{label}/", f"{label.replace(' ', '_')}/") if label else ("",)
-        stems = (f"{film}_{int(start):06d}_{int(end):06d}", film)
+        stems = (f"{film}_{span}", film)
         yield Listed(
             tuple(f"{folder}{stem}.mp4" for stem in stems for folder in folders),
             label or None, split, film, *((None, None) if trimmed else (start, end)),
