@@ -289,11 +289,12 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
         if value is not None and value < 1:
             raise usage_error(f"{name} must be 1 or more, not {value}")
     made = recipe.of_run(args.run)
-    as_it_is = made is not None and made.learner["name"] == "supervised" and not args.tasks
     from tubelet.apply import evaluate as judging
+    from tubelet.checkpoint import read_about
     from tubelet.log import table
 
     manifest = args.manifest or _manifest_of(args.run, made)
+    as_it_is = read_about(args.run).get("learner", {}).get("name") == "supervised" and not args.tasks
     terms = {"test_clips": args.test_clips, "test_crops": args.test_crops, "workers": args.workers}
     if as_it_is:
         results = judging.classifier(args.run, manifest, **terms)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.convert.neutral import Neutral
-from tubelet.learner import Learner
 from tubelet.nn import masks
 from tubelet.types import TubeletError
 
@@ -65,17 +64,17 @@ def fixed_clip(neutral: Neutral) -> Tensor:
 
 @torch.no_grad()
 def answers(neutral: Neutral, video: Tensor) -> dict[str, Tensor]:
-    """What our network says of a clip: tokens, and logits, or the decoder's predictions and loss."""
-    module = neutral.module.eval()
-    found = {"tokens": neutral.backbone(video).tokens}
-    if isinstance(module, Learner) and neutral.kind == "pretraining":
-        learner: Any = module
-        hidden, grid = hidden_of(neutral, video), neutral.backbone.grid(*video.shape[2:])
-        found["predictions"] = learner.decode(learner.enter(learner.backbone(video, hidden).tokens), hidden, grid)
-        found["loss"] = (found["predictions"] - learner.target(video, hidden)).square().mean()
-    elif neutral.kind == "classifier":
-        found["logits"] = module.logits(video)  # type: ignore[operator]
-    return found
+    """What our network says of a clip: tokens, or logits, or the visible tokens, predictions and loss."""
+    learner: Any = neutral.module.eval()
+    if neutral.kind == "encoder":
+        return {"tokens": learner(video).tokens}
+    if neutral.kind == "classifier":
+        return {"logits": learner.logits(video)}
+    hidden, grid = hidden_of(neutral, video), neutral.backbone.grid(*video.shape[2:])
+    tokens = learner.backbone(video, hidden).tokens
+    predictions = learner.decode(learner.enter(tokens), hidden, grid)
+    loss = (predictions - learner.target(video, hidden)).square().mean()
+    return {"tokens": tokens, "predictions": predictions, "loss": loss}
 
 
 def hidden_of(neutral: Neutral, video: Tensor) -> Tensor:
@@ -88,14 +87,13 @@ def hidden_of(neutral: Neutral, video: Tensor) -> Tensor:
 @torch.no_grad()
 def _their_answers(model: Any, neutral: Neutral, video: Tensor) -> dict[str, Tensor]:
     pixels = ((video - neutral.backbone.mean) / neutral.backbone.deviation).transpose(1, 2)  # 1 T C H W
-    encoder = model if neutral.kind == "encoder" else model.videomae
-    found = {"tokens": encoder(pixels).last_hidden_state}
-    if neutral.kind == "pretraining":
-        said = model(pixels, bool_masked_pos=hidden_of(neutral, video))
-        found |= {"predictions": said.logits, "loss": said.loss}
-    elif neutral.kind == "classifier":
-        found["logits"] = model(pixels).logits
-    return found
+    if neutral.kind == "encoder":
+        return {"tokens": model(pixels).last_hidden_state}
+    if neutral.kind == "classifier":
+        return {"logits": model(pixels).logits}
+    hidden = hidden_of(neutral, video)
+    said, tokens = model(pixels, hidden), model.videomae(pixels, hidden).last_hidden_state
+    return {"tokens": tokens, "predictions": said.logits, "loss": said.loss}
 
 
 def _architecture(neutral: Neutral) -> Any:
