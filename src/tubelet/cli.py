@@ -156,6 +156,8 @@ def train(args: Namespace, dotted: list[str]) -> None:
     run.train(chosen, out, asked)
     dist.stop()
     judge = "predict {} video.mp4" if chosen.learner["name"] == "supervised" else "evaluate {} --baseline"
+    if (out / "best").exists():
+        say(f"{out} has the weights of the last step, {out / 'best'} those that were best by {chosen.train['best']}")
     say(f"done: {out}; next: tubelet {judge.format(out)}, tubelet report {out}")
 
 
@@ -179,6 +181,8 @@ def _shapes(chosen: Any) -> list[str]:
     """What the recipe makes, without making it: weights on the meta device have shapes only."""
     import torch
 
+    from tubelet.train import schedule
+
     config = {key: value for key, value in chosen.backbone.items() if key not in ("name", "init")}
     options = {key: value for key, value in chosen.learner.items() if key != "name"}
     if "classes" in registry.schema(*registry.place("methods", chosen.learner["name"])).__annotations__:
@@ -188,11 +192,14 @@ def _shapes(chosen: Any) -> list[str]:
         learner = registry.build("methods", chosen.learner["name"], backbone=backbone, **options)
     frames, size, batch = chosen.data["frames"], chosen.data["size"], chosen.train["batch"]
     grid = backbone.grid(frames, size, size)
-    count = sum(p.numel() for p in backbone.parameters()), sum(p.numel() for p in learner.parameters())
+    step = schedule.StepSize(batch, chosen.data["repeats"], micro_batch=chosen.train["micro_batch"])
+    learnt = [p for p in learner.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in backbone.parameters()), sum(p.numel() for p in learnt)
     return [
         f"weights: {count[0]:,} in the backbone, {count[1]:,} in all",
         f"batch: video B C T H W = {batch} 3 {frames} {size} {size}, views {chosen.data['views']}",
         f"grid: {' x '.join(map(str, grid))} = {grid[0] * grid[1] * grid[2]} tokens of width {backbone.dim}",
+        f"step, in one process: {step.describe(chosen.train['lr'])}",
     ]
 
 

@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parent / "recipes"
 MISSING = "???"
 """What a recipe writes where its user must give a value."""
 SECTIONS = ("data", "backbone", "learner", "train", "evaluate")
-NOT_WRITTEN = {"data": {"seed"}, "learner": {"classes"}, "train": {"seed", "about"}}
+NOT_WRITTEN = {"data": {"seed", "segments"}, "learner": {"classes"}, "train": {"seed", "about"}}
 """Arguments that code fills in: from the recipe's one seed, from the manifest."""
 
 
@@ -101,7 +101,8 @@ class Recipe:
     @property
     def clip(self) -> dict[str, Any]:
         """The shape of a clip, as tasks and backbone.json have it."""
-        return {key: self.data[key] for key in ("frames", "stride", "reference_fps", "size")}
+        shape = {key: self.data[key] for key in ("frames", "stride", "reference_fps", "size")}
+        return shape | ({"segments": True} if self.data["sampling"] == "segments" else {})
 
     def to_yaml(self) -> str:
         """All that there is to know to do the same again; `load` and `from_yaml` read it back exactly."""
