@@ -1,4 +1,4 @@
-"""What a learner remembers besides its weights, as modules: so it is in the checkpoint, and resumes with it."""
+"""What a learner keeps besides what it trains: modules with a state of their own, saved and restored like any other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import copy
 
 import torch
 from torch import nn
+
+
+class Frozen(nn.Module):
+    """A network that is looked at and never trained: no gradients, always in evaluation mode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
 
 
 class Ema(nn.Module):
@@ -23,7 +34,7 @@ class Ema(nn.Module):
         self.decay = decay
         for name, module in modules.items():
             self.add_module(name, copy.deepcopy(module).requires_grad_(False))
-        self.train(False)
+        self.train()
 
     def train(self, mode: bool = True) -> Ema:
         return super().train(False)
@@ -33,6 +44,9 @@ class Ema(nn.Module):
         """average = decay * average + (1 - decay) * weights; buffers are taken as they are."""
         for name, module in modules.items():
             average = self.get_submodule(name)
-            torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - self.decay)
-            for mine, theirs in zip(average.buffers(), module.buffers(), strict=True):
-                mine.copy_(theirs)
+            pairs = list(zip(average.parameters(), module.parameters(), strict=True))
+            if pairs:
+                mine, theirs = zip(*pairs, strict=True)
+                torch._foreach_lerp_(list(mine), list(theirs), 1 - self.decay)
+            for own, other in zip(average.buffers(), module.buffers(), strict=True):
+                own.copy_(other)
