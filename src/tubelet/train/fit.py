@@ -87,7 +87,7 @@ def fit(
         about: written into backbone.json beside the weights.
         judges: name -> (when, function): judged during training, logged as "name/metric".
         best: number of a judge, such as "classify/top1": the weights with the highest are kept in the folder "best".
-        quiet: no progress bar.
+        quiet: no progress bar, and no line on what a step is made of.
 
     Raises:
         TubeletError: a loss or gradient that is not finite (before the step that would use it), a checkpoint of
