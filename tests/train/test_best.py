@@ -78,6 +78,25 @@ def test_a_restart_does_not_forget_the_best(corpus, tmp_path):
     assert weights_hash(checkpoint.load_backbone(tmp_path / "best")) == seen[4]
 
 
+def test_a_judgement_that_a_kill_came_before_is_made_up_for(corpus, tmp_path):
+    """The checkpoint is written first; killed after that, the run goes on behind the step that was to be judged."""
+    seen: dict[int, str] = {}
+    with pytest.raises(Interrupted):
+        train(corpus, tmp_path, make_learner(), seen, stop=4)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"step": 4' not in line))
+    (tmp_path / "best" / "backbone.json").write_text(
+        json.dumps(read_about(tmp_path / "best") | {"value": 0.3, "step": 2})
+    )
+    again: dict[int, str] = {}
+    train(corpus, tmp_path, make_learner(), again)
+    assert sorted(again) == [4, 6, 8] and again[4] == seen[4]
+    assert read_about(tmp_path / "best")["step"] == 4
+    whole: dict[int, str] = {}
+    train(corpus, tmp_path, make_learner(), whole)
+    assert not whole  # a finished run has nothing left to judge
+
+
 def test_the_best_of_an_earlier_run_is_not_that_of_a_new_one(corpus, tmp_path):
     (tmp_path / "best").mkdir()
     checkpoint.save_backbone(tmp_path / "best", make_learner().backbone, value=1.0)
@@ -87,7 +106,7 @@ def test_the_best_of_an_earlier_run_is_not_that_of_a_new_one(corpus, tmp_path):
 
 def test_a_number_that_nobody_gives_is_named(corpus, tmp_path):
     clips = Clips(read_manifest(corpus, "train"), **CLIP)
-    with pytest.raises(TubeletError, match=r"train\.best classify/top1 needs a judge of that name: evaluate\.classify"):
+    with pytest.raises(TubeletError, match=r"train\.best classify/top1 is a number of no task .* evaluate\.classify"):
         fit(make_learner(), clips, tmp_path / "a", **OPTIONS, best="classify/top1")
     judges = {"classify": ("end", lambda learner, step: {"top1": 0.5, "class_mean": 0.4})}
     with pytest.raises(TubeletError, match=r"train\.best classify/top3 is not known: classify gives classify/top1"):

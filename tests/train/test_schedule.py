@@ -80,8 +80,8 @@ def test_what_a_step_is_made_of_is_said():
     size = schedule.StepSize(batch=64, repeats=2, processes=4, micro_batch=8)
     assert size.passes == 2
     assert size.describe(1e-3) == (
-        "64 clips a step = 32 videos x 2 = 4 processes x 8 clips x 2 passes; peak learning rate 0.001 x 32 / 256 = "
-        "0.000125"
+        "64 clips a step = 32 videos x repeats 2 = processes 4 x micro-batch 8 x accumulation 2; "
+        "peak learning rate 0.001 x 32 / 256 = 0.000125"
     )
     assert schedule.StepSize(64).passes == 1
     with pytest.raises(TubeletError, match=r"micro_batch \(5\) must divide"):

@@ -14,7 +14,7 @@ from tubelet import dist, draws
 from tubelet.data.inspect import write_unreadable
 from tubelet.data.loader import Clips, Loader, to_device
 from tubelet.learner import Learner, Now
-from tubelet.log import Metrics, say, warn
+from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.optim import adamw, set_rate
 from tubelet.train.parallel import Precision, distribute, shared_cores
@@ -100,7 +100,10 @@ def fit(
     )
     judges = judges or {}
     if best is not None and best.partition("/")[0] not in judges:
-        raise TubeletError(f"train.best {best} needs a judge of that name: evaluate.{best.partition('/')[0]}.every")
+        raise TubeletError(
+            f"train.best {best} is a number of no task in the section evaluate: write it like classify/top1 and keep "
+            "evaluate.classify, or set train.best to none"
+        )
     loader = Loader(clips, batch, workers=workers, rank=dist.rank(), world=dist.world_size())
     size = schedule.StepSize(batch, clips.repeats, dist.world_size(), micro_batch)
     total = schedule.steps(length, loader.steps_per_epoch)
@@ -128,6 +131,8 @@ def fit(
         shared_cores(workers),
         Progress(total, run.step, batch, quiet or not dist.is_main()) as bar,
     ):
+        for name in _missed(run, plan, judges):
+            _judge(run, name, judges[name][1], metrics, best)
         batches = loader.batches(run.step) if run.step < total else iter(())
         stretch = Stretch(run)
         while run.step < total:
@@ -202,6 +207,16 @@ def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) 
     for name, value in not_less.items():
         if value < 0:
             raise TubeletError(f"train.{name} must be 0 or more, not {value:g}")
+
+
+def _missed(run: RunState, plan: _Plan, judges: dict[str, tuple[str, Judge]]) -> list[str]:
+    """The judgements that a kill came before: due at the step of the checkpoint, and in no line of the log."""
+    if run.step == 0:
+        return []
+    lines = [line for line in read_metrics(run.out / "metrics.jsonl") if line["step"] == run.step]
+    done = {key.partition("/")[0] for line in lines for key in line}
+    missed = [name for name, (when, _) in judges.items() if name not in done and plan.due(when, run.step)]
+    return dist.gather(missed)[0]
 
 
 def _judge(run: RunState, name: str, judge: Judge, metrics: Metrics | None, best: str | None) -> None:

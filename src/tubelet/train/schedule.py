@@ -47,8 +47,9 @@ class StepSize(NamedTuple):
     def describe(self, lr: float) -> str:
         share = self.batch // self.processes // self.passes
         return (
-            f"{self.batch} clips a step = {self.videos} videos x {self.repeats} = {self.processes} processes x "
-            f"{share} clips x {self.passes} passes; peak learning rate {lr:g} x {self.videos} / 256 = {self.rate(lr):g}"
+            f"{self.batch} clips a step = {self.videos} videos x repeats {self.repeats} = processes {self.processes} x "
+            f"micro-batch {share} x accumulation {self.passes}; "
+            f"peak learning rate {lr:g} x {self.videos} / 256 = {self.rate(lr):g}"
         )
 
 
