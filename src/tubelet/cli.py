@@ -183,6 +183,8 @@ def _shapes(chosen: Any) -> list[str]:
 
     config = {key: value for key, value in chosen.backbone.items() if key not in ("name", "init")}
     options = {key: value for key, value in chosen.learner.items() if key != "name"}
+    if "made_for" in config and config["made_for"] is None:
+        config["made_for"] = [chosen.data["frames"], chosen.data["size"], chosen.data["size"]]
     if "classes" in registry.schema(*registry.place("methods", chosen.learner["name"])).__annotations__:
         options["classes"] = 2  # as many as the manifest has, once it is read
     with torch.device("meta"):

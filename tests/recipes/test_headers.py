@@ -1,0 +1,117 @@
+"""What every packaged recipe says of itself before its settings: the commands, the cost, the numbers."""
+
+import shlex
+
+import pytest
+
+from tubelet import cli, command, recipe  # noqa: F401  (cli declares the commands)
+
+NAMES = recipe.packaged()
+PUBLISHED = [name for name in NAMES if name.partition("/")[0] in ("v1", "v2", "mae_st", "pyslowfast")]
+
+
+def header(name: str) -> list[str]:
+    """The lines of the opening comment, without their marks."""
+    lines = recipe.find(name).read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
+    assert all(line.startswith("#") for line in lines)
+    return [line.removeprefix("#").removeprefix(" ") for line in lines]
+
+
+def commands(name: str) -> list[list[str]]:
+    """The words of the commands, which are indented; a backslash goes on with the next line."""
+    text = "\n".join(line[2:] for line in header(name) if line.startswith("  "))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True)) and "tubelet" in words]
+
+
+def facts(name: str) -> dict[str, str]:
+    """What stands after `Cost:`, `Published:` and the like."""
+    found: dict[str, str] = {}
+    for line in header(name):
+        word, colon, rest = line.partition(": ")
+        if colon and word[:1].isupper() and word.count(" ") < 2:
+            key = word
+            found[key] = rest
+        elif found and not line.startswith("  "):
+            found[key] += f" {line}"
+    return found
+
+
+@pytest.fixture
+def parsed(monkeypatch) -> list[tuple]:
+    """What the commands `train` and `evaluate` were asked, in place of doing it."""
+    asked: list[tuple] = []
+    for name in ("train", "evaluate"):
+        known = command.COMMANDS[name]
+        monkeypatch.setitem(
+            command.COMMANDS, name, known._replace(action=lambda args, dotted, n=name: asked.append((n, args, dotted)))
+        )
+    return asked
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_has_a_title_commands_cost_and_both_numbers(name):
+    title, *rest = header(name)
+    assert title.endswith(("epochs.", ".")) and rest[0] == "" and len(title) < 117
+    assert {"Cost", "Published", "Ours"} <= facts(name).keys()
+    assert any(f"train {name}" in " ".join(words) for words in commands(name))
+    if name in PUBLISHED:
+        assert facts(name)["Ours"] == "not run here." and "Source" in facts(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_of_the_header_are_understood(name, parsed, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    size = recipe.load(name).backbone.get("size", "base")
+    (run / "backbone.json").write_text(f'{{"backbone": {{"name": "vit", "size": "{size}"}}, "clip": {{"frames": 16}}}}')
+    for words in commands(name):
+        words = words[words.index("tubelet") + 1 :]
+        if words[0] not in ("train", "evaluate"):
+            continue
+        command.dispatch(words)
+        asked, args, dotted = parsed.pop()
+        if asked == "evaluate":
+            assert args.run.as_posix() == default_folder(name) and args.test_clips > 1
+            continue
+        dotted = [str(run) if before == "--backbone.init" else word for before, word in zip(["", *dotted], dotted)]
+        resolved = recipe.load(args.recipe, dotted)
+        assert args.recipe == name and not resolved.missing()
+
+
+def default_folder(name: str) -> str:
+    return f"runs/{recipe.load(name).name}"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_a_fine_tuning_starts_from_is_the_folder_of_a_packaged_recipe(name):
+    words = next(words for words in commands(name) if "train" in words)
+    if "finetune" in name and "ssv2_large" not in name.replace("v2/", "", 1):
+        assert words[words.index("--backbone.init") + 1] in {default_folder(other) for other in PUBLISHED}
+
+
+def test_every_file_is_packed_and_listed_with_its_folder(capsys):
+    import tomllib
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["tubelet"]
+    package = recipe.FOLDER.parent
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    assert {recipe.find(name) for name in NAMES} <= packed and len(PUBLISHED) > 40
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"recipes:", "recipes in v1:", "recipes in v2:", "recipes in presets:"} <= set(lines)
+    assert [line.split()[0] for line in lines[lines.index("recipes:") + 1 :] if line.startswith("  ")] == NAMES
+
+
+def test_the_folder_of_a_run_is_one_level_deep():
+    assert recipe.load("v1/pretrain_k400_base_1600e").name == "v1-pretrain_k400_base_1600e"
+    assert recipe.load("tiny").name == "tiny"
+
+
+def test_a_slip_in_a_name_is_answered_with_the_nearest():
+    with pytest.raises(recipe.UsageError, match="did you mean 'v1/pretrain_k400_base_1600e'"):
+        recipe.load("v1/pretrain_k400_base_1600")
+    with pytest.raises(recipe.UsageError, match="did you mean 'v1/finetune_k400_huge_50e'"):
+        recipe.load("finetune_k400_huge_50e")
