@@ -1,41 +1,12 @@
 """What every packaged recipe says of itself before its settings: the commands, the cost, the numbers."""
 
-import shlex
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from tubelet import cli, command, recipe  # noqa: F401  (cli declares the commands)
-
-NAMES = recipe.packaged()
-PUBLISHED = [name for name in NAMES if name.partition("/")[0] in ("v1", "v2", "mae_st", "pyslowfast")]
-
-
-def header(name: str) -> list[str]:
-    """The lines of the opening comment, without their marks."""
-    lines = recipe.find(name).read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
-    assert all(line.startswith("#") for line in lines)
-    return [line.removeprefix("#").removeprefix(" ") for line in lines]
-
-
-def commands(name: str) -> list[list[str]]:
-    """The words of the commands, which are indented; a backslash goes on with the next line."""
-    text = "\n".join(line[2:] for line in header(name) if line.startswith("  "))
-    lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True)) and "tubelet" in words]
-
-
-def facts(name: str) -> dict[str, str]:
-    """What stands after `Cost:`, `Published:` and the like."""
-    found: dict[str, str] = {}
-    for line in header(name):
-        word, colon, rest = line.partition(": ")
-        if colon and word[:1].isupper() and word.count(" ") < 2:
-            key = word
-            found[key] = rest
-        elif found and not line.startswith("  "):
-            found[key] += f" {line}"
-    return found
-
+from headers import NAMES, PUBLISHED, commands, facts, header
+from tubelet import cli, command, recipe
 
 @pytest.fixture
 def parsed(monkeypatch) -> list[tuple]:
@@ -91,9 +62,6 @@ def test_what_a_fine_tuning_starts_from_is_the_folder_of_a_packaged_recipe(name)
 
 
 def test_every_file_is_packed_and_listed_with_its_folder(capsys):
-    import tomllib
-    from pathlib import Path
-
     root = Path(__file__).parents[2]
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["tubelet"]
     package = recipe.FOLDER.parent

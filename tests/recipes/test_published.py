@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from test_headers import PUBLISHED, facts
+from headers import PUBLISHED, facts
 from tubelet import recipe, registry
 from tubelet.data.loader import Loader
 from tubelet.train import schedule
