@@ -197,8 +197,8 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if chosen["backbone"] != run.get("backbone.name"):  # another architecture shares only the clip with that run
         run = {key: value for key, value in run.items() if key.startswith("data.")}
     values = {key: option.default for key, option in known.items()}
-    # a run is one folder: that of "v1/finetune" is v1-finetune
-    values |= {"name": known_as.replace("/", "-") if known_as else path.stem} | {key: value for key, value in run.items() if key in known}
+    name = known_as.replace("/", "-") if known_as else path.stem  # its run is one folder, not folders in folders
+    values |= {"name": name} | {key: value for key, value in run.items() if key in known}
     for key, value in flat(written):
         if key not in known:
             raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")

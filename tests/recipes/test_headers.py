@@ -7,6 +7,8 @@ import pytest
 
 from headers import NAMES, PUBLISHED, commands, facts, header
 from tubelet import cli, command, recipe
+from tubelet.train import schedule
+
 
 @pytest.fixture
 def parsed(monkeypatch) -> list[tuple]:
@@ -44,8 +46,8 @@ def test_the_commands_of_the_header_are_understood(name, parsed, tmp_path):
         if asked == "evaluate":
             assert args.test_clips > 1 and (args.run.as_posix() == default_folder(name) or "/" not in name)
             continue
-        dotted = [str(run) if before == "--backbone.init" else word for before, word in zip(["", *dotted], dotted)]
-        resolved = recipe.load(args.recipe, dotted)
+        there = ["--backbone.init", str(run)] if "--backbone.init" in dotted else []  # the last of two wins
+        resolved = recipe.load(args.recipe, [*dotted, *there])
         assert args.recipe == resolved.source == name and not resolved.missing()
         assert f"runs/{resolved.name}" == default_folder(name)
 
@@ -55,11 +57,26 @@ def default_folder(name: str) -> str:
     return f"runs/{name.replace('/', '-')}"
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_what_a_fine_tuning_starts_from_is_the_folder_of_a_packaged_recipe(name):
+@pytest.mark.parametrize("name", [name for name in NAMES if "/finetune" in name])
+def test_what_a_fine_tuning_starts_from_is_the_folder_of_another_recipe(name):
     words = next(words for words in commands(name) if "train" in words)
-    if "finetune" in name and "ssv2_large" not in name.replace("v2/", "", 1):
-        assert words[words.index("--backbone.init") + 1] in {default_folder(other) for other in PUBLISHED}
+    start = words[words.index("--backbone.init") + 1]
+    if name == "v1/finetune_ssv2_large_30e":  # its pre-training was not published
+        assert start == "runs/v1-pretrain_ssv2_large_2400e"
+    else:
+        assert start in {default_folder(other) for other in NAMES}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("presets/")])
+def test_a_preset_says_what_a_step_is_and_its_passes_are_whole(name):
+    made = recipe.load(name)
+    batch, repeats = made.train["batch"], made.data["repeats"]
+    step = schedule.StepSize(batch, repeats, 8 if name.endswith("8gpu") else 1, made.train["micro_batch"])
+    said = facts(name)["Step"]
+    assert said.startswith(f"{batch} clips a step = {step.videos} videos x {repeats}; peak rate ")
+    assert said.endswith(f" x {step.videos} / 256 = {step.rate(made.train['lr']):g}.")
+    in_one_pass = batch // step.processes // step.passes
+    assert f": {in_one_pass} clips x " in facts(name)["Memory"]
 
 
 def test_every_file_is_packed_and_listed_with_its_folder(capsys):

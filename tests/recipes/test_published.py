@@ -1,6 +1,7 @@
 """The published recipes against tables typed from the papers' code: clips, rates, steps, weights, and the rest.
 
-Scripts: MCG-NJU/VideoMAE, OpenGVLab/VideoMAEv2, facebookresearch/mae_st and SlowFast. Nothing here is read from a recipe.
+They are the scripts of MCG-NJU/VideoMAE, OpenGVLab/VideoMAEv2, facebookresearch/mae_st and SlowFast; no number of a
+table was read from a recipe.
 """
 
 from functools import cache
@@ -46,16 +47,24 @@ class PreTraining(NamedTuple):
 
 
 PRETRAINING = {
-    "v1/pretrain_k400_small_1600e": PreTraining("k400", "small", 1601, 32 * 32, 1, 1.5e-4, 6e-4, 4e-5, 40, 4, 0.9, 24.03),
+    "v1/pretrain_k400_small_1600e": PreTraining(
+        "k400", "small", 1601, 32 * 32, 1, 1.5e-4, 6e-4, 4e-5, 40, 4, 0.9, 24.03
+    ),
     "v1/pretrain_k400_base_800e": PreTraining("k400", "base", 801, 32 * 64, 1, 1.5e-4, 1.2e-3, 8e-5, 40, 4, 0.9, 94.21),
-    "v1/pretrain_k400_base_1600e": PreTraining("k400", "base", 1601, 32 * 64, 1, 1.5e-4, 1.2e-3, 8e-5, 40, 4, 0.9, 94.21),
-    "v1/pretrain_k400_large_1600e": PreTraining("k400", "large", 1601, 8 * 64, 1, 1.5e-4, 3e-4, 2e-5, 40, 4, 0.9, 343.00),
+    "v1/pretrain_k400_base_1600e": PreTraining(
+        "k400", "base", 1601, 32 * 64, 1, 1.5e-4, 1.2e-3, 8e-5, 40, 4, 0.9, 94.21
+    ),
+    "v1/pretrain_k400_large_1600e": PreTraining(
+        "k400", "large", 1601, 8 * 64, 1, 1.5e-4, 3e-4, 2e-5, 40, 4, 0.9, 343.00
+    ),
     "v1/pretrain_k400_huge_1600e": PreTraining(
         "k400", "huge", 1601, 16 * 64, 1, 1.5e-4, 6e-4, 4e-5, 40, 4, 0.9, 692.49, checkpointing=True
     ),
     "v1/pretrain_ssv2_base_800e": PreTraining("ssv2", "base", 801, 2048, 1, 1.5e-4, 1.2e-3, 8e-5, 40, 2, 0.9, 94.21),
     "v1/pretrain_ssv2_base_2400e": PreTraining("ssv2", "base", 2401, 2048, 1, 1.5e-4, 1.2e-3, 8e-5, 40, 2, 0.9, 94.21),
-    "v1/pretrain_ssv2_small_2400e": PreTraining("ssv2", "small", 2401, 32 * 32, 1, 1.5e-4, 6e-4, 4e-5, 40, 2, 0.9, 24.03),
+    "v1/pretrain_ssv2_small_2400e": PreTraining(
+        "ssv2", "small", 2401, 32 * 32, 1, 1.5e-4, 6e-4, 4e-5, 40, 2, 0.9, 24.03
+    ),
     "v1/pretrain_ucf101_base_3200e": PreTraining(
         "ucf101", "base", 3201, 24 * 8, 1, 3e-4, 2.25e-4, 7.5e-6, 40, 4, 0.75, 94.21
     ),
@@ -112,7 +121,9 @@ class FineTuning(NamedTuple):
 
 
 FINETUNING = {
-    "v1/finetune_k400_small_150e": FineTuning("k400", "small", 150, 12 * 32, 2, 5e-4, 7.5e-4, 1.5e-6, 0.75, 0.1, (5, 3)),
+    "v1/finetune_k400_small_150e": FineTuning(
+        "k400", "small", 150, 12 * 32, 2, 5e-4, 7.5e-4, 1.5e-6, 0.75, 0.1, (5, 3)
+    ),
     "v1/finetune_k400_base_100e": FineTuning("k400", "base", 100, 8 * 64, 1, 1e-3, 2e-3, 2e-6, 0.75, 0.1, (5, 3)),
     "v1/finetune_k400_base_75e": FineTuning("k400", "base", 75, 6 * 64, 2, 5e-4, 7.5e-4, 1.5e-6, 0.75, 0.1, (5, 3)),
     "v1/finetune_k400_large_35e": FineTuning("k400", "large", 35, 2 * 64, 2, 2e-3, 1e-3, 5e-7, 0.75, 0.1, (5, 3)),
