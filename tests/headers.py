@@ -26,12 +26,12 @@ def commands(name: str) -> list[list[str]]:
 
 def facts(name: str) -> dict[str, str]:
     """What stands after `Cost:`, `Published:` and the like."""
-    found: dict[str, str] = {}
+    found: list[tuple[str, str]] = []
     for line in header(name):
         word, colon, rest = line.partition(": ")
         if colon and word[:1].isupper() and word.count(" ") < 2:
-            key = word
-            found[key] = rest
+            found.append((word, rest))
         elif found and not line.startswith("  "):
-            found[key] += f" {line}"
-    return found
+            word, before = found.pop()
+            found.append((word, f"{before} {line}"))
+    return dict(found)
