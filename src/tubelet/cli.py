@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -146,7 +147,8 @@ def _recipe_help(args: Namespace | None) -> str:
         learner, backbone, tasks, values = "videomae", "vit", ["knn"], {}
         word = "default"
         head = (
-            f"\nPackaged recipes: {', '.join(recipe.packaged())}. The options of yours: tubelet train RECIPE --help\n"
+            f"\nPackaged recipes: {', '.join(name for name in recipe.packaged() if '/' not in name)}, and those that "
+            "`tubelet list` has. The options of yours: tubelet train RECIPE --help\n"
         )
     else:
         chosen = recipe.load(args.recipe, args.dotted)
@@ -197,7 +199,7 @@ def train(args: Namespace, dotted: list[str]) -> None:
 
 
 @command(
-    "show", "tubelet show small_gpu --backbone.size base",
+    "show", "tubelet show presets/pretrain_small_24gb --backbone.size base",
     argument("recipe", metavar="RECIPE", help="a YAML file, a run's folder, or a packaged name"),
     argument("--no-build", action="store_true", help="only the settings: no weights counted, nothing imported"),
     dotted=Dotted("RECIPE [--section.option VALUE ...] [--no-build]", _recipe_help, ("--name", "--seed")),
@@ -220,6 +222,8 @@ def _shapes(chosen: Any) -> list[str]:
 
     config = {key: value for key, value in chosen.backbone.items() if key not in ("name", "init")}
     options = {key: value for key, value in chosen.learner.items() if key != "name"}
+    if "made_for" in config and config["made_for"] is None:
+        config["made_for"] = [chosen.data["frames"], chosen.data["size"], chosen.data["size"]]
     if "classes" in registry.schema(*registry.place("methods", chosen.learner["name"])).__annotations__:
         options["classes"] = 2  # as many as the manifest has, once it is read
     with torch.device("meta"):
@@ -249,10 +253,12 @@ def list_all(args: Namespace, _: list[str]) -> None:
         for name, place in registry.catalogue(folder).items():
             summary = (registry.schema(*place).__doc__ or "").strip().splitlines()
             print(f"  {name:12} {summary[0] if summary else ''}")
-    print("recipes:")
-    for name in recipe.packaged():
-        first = recipe.find(name).read_text(encoding="utf-8").splitlines()[0]
-        print(f"  {name:12} {first.removeprefix('# ')}")
+    for folder, group in itertools.groupby(recipe.packaged(), lambda name: name.rpartition("/")[0]):
+        names = list(group)
+        print(f"recipes in {folder}:" if folder else "recipes:")
+        width = max(12, *map(len, names))
+        for name in names:
+            print(f"  {name:{width}} {recipe.summary(name)}")
 
 
 def _task_help(args: Namespace | None) -> str:
