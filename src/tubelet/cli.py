@@ -383,7 +383,7 @@ def report(args: Namespace, _: list[str]) -> None:
 
 
 def _ablate_help(args: Namespace | None) -> str:
-    return f"{_task_help(args)}\n\nOptions of the recipe, such as --data.manifest clips.csv: tubelet train RECIPE --help"
+    return f"{_task_help(args)}\n\nOptions of the recipe, such as --data.manifest: tubelet train RECIPE --help"
 
 
 @command(

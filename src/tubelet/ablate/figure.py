@@ -1,4 +1,4 @@
-"""A table of ablations as a picture: ours and the published numbers side by side, each panel with a scale of its own."""
+"""A table of ablations as a picture: ours and the published numbers side by side, each with a scale of its own."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         for axes, column in zip(grid, panels, strict=True):
             (_curve if summary["axis"] else _rows)(axes, rows, column, summary)
             if column in level:
-                draw_line = axes.axhline if summary["axis"] else axes.axvline
-                draw_line(level[column], color=NO_LABEL, linestyle="--", linewidth=1.2, zorder=0, label="not pre-trained")
+                line = axes.axhline if summary["axis"] else axes.axvline
+                line(level[column], color=NO_LABEL, linestyle="--", linewidth=1.2, zorder=0, label=summary["baseline"])
                 axes.legend(fontsize=8.5, loc="best")
         figure.suptitle(summary["title"], fontsize=11.5)
         figure.savefig(path, format="png", dpi=160)

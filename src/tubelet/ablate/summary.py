@@ -163,10 +163,10 @@ def as_markdown(summary: Summary) -> str:
     lines = [f"# {summary['title']}{paper}", ""]
     lines += [summary["note"], ""] if summary["note"] else []
     learnt = f", {summary['labels_per_class']} labels a class" if summary["labels_per_class"] else ""
+    options = f" with `{' '.join(summary['options'])}`" if summary["options"] else ""
     lines += [
-        f"Ours: recipe `{summary['recipe']}`{' with `' + ' '.join(summary['options']) + '`' if summary['options'] else ''}"
-        f", seeds {' '.join(map(str, summary['seeds']))}{learnt}; top-1 % on test videos, mean ± standard deviation "
-        "over seeds.",
+        f"Ours: recipe `{summary['recipe']}`{options}, seeds {' '.join(map(str, summary['seeds']))}{learnt}; top-1 % on "
+        "test videos, mean ± standard deviation over seeds.",
         "",
     ]
     if published:

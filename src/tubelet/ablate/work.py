@@ -42,12 +42,12 @@ def work(plan: Plan, only: Collection[str] = ()) -> None:
     What fails is kept in the run's ``NAME.json`` and tried again by the next call.
     """
     pending = [cell for cell in plan.cells if cell.run is not None and (not only or cell.row.name in only)]
-    total, told = len(pending), False
+    told = False
     while pending:
         busy = []
         for cell in pending:
             try:
-                _finish(plan, cell, f"{total - len(pending) + 1} of {total}")
+                _finish(plan, cell)
             except Busy as who:
                 busy.append(cell)
                 if not told:
@@ -58,14 +58,15 @@ def work(plan: Plan, only: Collection[str] = ()) -> None:
         pending = busy
 
 
-def _finish(plan: Plan, cell: Cell, place: str) -> None:
+def _finish(plan: Plan, cell: Cell) -> None:
     """Trains and judges one run, as far as that is not done."""
     run = cell.run
     assert run is not None
     if not missing(plan, run):
         return
     with hold(plan.out, run):
-        title = f"{plan.table.name} {place}: {cell.row.name}, seed {cell.seed}"
+        place = f"{plan.cells.index(cell) + 1} of {len(plan.cells)}"
+        title = f"{plan.table.name}, run {place}: {cell.row.name}, seed {cell.seed}"
         if not _attempt(plan, run, title):
             return
         for judgement in missing(plan, run):
