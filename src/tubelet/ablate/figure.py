@@ -49,7 +49,8 @@ def _rows(axes: Any, rows: list[Mapping[str, Any]], column: str | None, summary:
         colour = PUBLISHED if column is None else OURS
         axes.errorbar(mean, height, xerr=std, color=colour, marker="o", markersize=6, capsize=3, linewidth=1.6)
         axes.plot(seeds, [height] * len(seeds), "|", color=INK, markersize=7, alpha=0.7)
-        axes.annotate(f"{mean:.1f}", (mean, height), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(f"{mean:.1f}", (mean, height), (0, 8), textcoords="offset points", ha="center", fontsize=9,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.margins(x=0.18)

@@ -35,6 +35,7 @@ def summarise(plan: Plan) -> Summary:
         "baseline": BASELINE.name,
         "recipe": plan.recipe,
         "options": plan.words,
+        "tasks": {judgement.task: judgement.options for judgement in plan.judgements},
         "labels_per_class": plan.judgements[0].labels_per_class,
         "seeds": list(plan.seeds),
         "columns": columns,
@@ -123,7 +124,7 @@ def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
+    return (value > 1e-9) - (value < -1e-9)  # means of equal values may differ in their last bit
 
 
 def write(summary: Summary, out: Path) -> list[Path]:
@@ -162,13 +163,7 @@ def as_markdown(summary: Summary) -> str:
     paper = f" (VideoMAE, table {summary['paper']})" if summary["paper"] else ""
     lines = [f"# {summary['title']}{paper}", ""]
     lines += [summary["note"], ""] if summary["note"] else []
-    learnt = f", {summary['labels_per_class']} labels a class" if summary["labels_per_class"] else ""
-    options = f" with `{' '.join(summary['options'])}`" if summary["options"] else ""
-    lines += [
-        f"Ours: recipe `{summary['recipe']}`{options}, seeds {' '.join(map(str, summary['seeds']))}{learnt}; top-1 % on "
-        "test videos, mean ± standard deviation over seeds.",
-        "",
-    ]
+    lines += [f"Ours: {_how(summary)}. Top-1 % on test videos, mean ± standard deviation over seeds.", ""]
     if published:
         lines += [f"Published: {published['measure']}. Source: {published['source']}.", ""]
     axis = [summary["axis"]] if summary["axis"] else []
@@ -198,6 +193,15 @@ def as_markdown(summary: Summary) -> str:
     if summary["missing"]:
         lines += ["", f"{summary['missing']} judgements are missing: the same command makes them."]
     return "\n".join(lines) + "\n"
+
+
+def _how(summary: Summary) -> str:
+    """The terms under which our numbers were made."""
+    options = f" with `{' '.join(summary['options'])}`" if summary["options"] else ""
+    of_tasks = [f"--{task}.{key} {value}" for task, given in summary["tasks"].items() for key, value in given.items()]
+    tasks = f"; `{' '.join(of_tasks)}`" if of_tasks else ""
+    labels = f"; {summary['labels_per_class']} labels a class" if summary["labels_per_class"] else ""
+    return f"recipe `{summary['recipe']}`{options}{tasks}{labels}; seeds {' '.join(map(str, summary['seeds']))}"
 
 
 def _agreement_in_words(found: Mapping[str, Any], column: str) -> str:
