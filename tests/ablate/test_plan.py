@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_a_part_of_the_videos_is_balanced_and_lies_within_a_larger_part():
     manifest = Manifest([Video(f"{n}.mp4", label="ab"[n % 2]) for n in range(40)])
     parts = [{str(video.path) for video in part(manifest, share, seed=3).videos} for share in (0.1, 0.25, 0.5, 1)]
     assert [len(one) for one in parts] == [4, 10, 20, 40]
-    assert all(small < large for small, large in zip(parts, parts[1:], strict=False))
+    assert all(small < large for small, large in pairwise(parts))
     assert Counter(video.label for video in part(manifest, 0.5, seed=3).videos) == {"a": 10, "b": 10}
     assert part(manifest, 0.5, seed=3).videos != part(manifest, 0.5, seed=4).videos
 

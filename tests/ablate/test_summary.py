@@ -78,7 +78,8 @@ def test_pairs_are_compared_seed_by_seed():
 
 
 def test_files_hold_every_number(tmp_path):
-    rows = [row("not pre-trained", None, {0: 10.0}), row("tube", 69.6, {0: 50.0, 1: 54.0}), row("frame", 61.5, {0: 40.0})]
+    untrained = row("not pre-trained", None, {0: 10.0})
+    rows = [untrained, row("tube", 69.6, {0: 50.0, 1: 54.0}), row("frame", 61.5, {0: 40.0})]
     paths = summary.write(made(rows), tmp_path)
     assert [path.name for path in paths] == ["mask.json", "mask.csv", "mask.md", "mask.png"]
     assert json.loads(paths[0].read_text())["rows"] == rows

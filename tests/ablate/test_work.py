@@ -136,16 +136,23 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(plan, monkeypatch):
     assert work.record(whole.out, cell.run)["encoder"]["steps"] == 8
 
 
+HOLDER = """
+import fcntl, sys, time
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write("somebody")
+file.flush()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
 def test_a_run_is_held_by_one_process_and_free_when_that_is_killed(plan):
     made = plan("decoder")
     run = made.cells[1].run
     lock = Path(work.folder(made.out, run)).with_suffix(".lock")
     lock.parent.mkdir(parents=True)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
-         "file.write('somebody'); file.flush(); print('held', flush=True); time.sleep(60)", str(lock)],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     with pytest.raises(work.Busy, match="somebody"), work.hold(made.out, run):
         pass
