@@ -44,7 +44,8 @@ def test_later_words_win_and_the_rest_are_the_defaults_of_the_code(written):
     resolved = recipe.load(written, ["--learner.ratio", "0.75", "--learner.ratio=0.25", "--seed", "3"])
     assert resolved.learner == {
         "name": "videomae", "ratio": 0.25, "mask": "tube", "decoder_dim": None, "decoder_depth": 1,
-        "decoder_heads": None, "normalise": True,
+        "decoder_heads": None, "decoder_mlp": 4.0, "decoder_ratio": 0.0, "target": "pixels", "normalise": "channel",
+        "target_frames": "seen", "loss": "mse", "teacher": None,
     }  # fmt: skip
     assert resolved.seed == 3 and resolved.name == "mine" and resolved.backbone["tubelet"] == 2
     assert resolved.evaluate["knn"]["every"] == "10 epochs" and resolved.evaluate["knn"]["k"] == 20
@@ -52,10 +53,10 @@ def test_later_words_win_and_the_rest_are_the_defaults_of_the_code(written):
 
 def test_values_take_the_types_of_the_code(written):
     resolved = recipe.load(
-        written, ["--train.clip_norm", "1", "--backbone.dim", "null", "--learner.normalise", "false"]
+        written, ["--train.clip_norm", "1", "--backbone.dim", "null", "--learner.normalise", "none"]
     )
     assert isinstance(resolved.train["clip_norm"], float)
-    assert resolved.backbone["dim"] is None and resolved.learner["normalise"] is False
+    assert resolved.backbone["dim"] is None and resolved.learner["normalise"] == "none"
 
 
 def test_another_learner_starts_from_its_own_defaults(written):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tubelet.types import Batch, Features, Grid, Output
+from tubelet.types import Batch, Features, Grid, Output, TubeletError
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,16 @@ class Backbone(nn.Module):
         """Every parameter once, grouped from the input to the output, for layer-wise learning-rate decay."""
         raise NotImplementedError
 
+    def start_from(self, source: Backbone) -> None:
+        """Takes the weights of another backbone of this class, fitted to this one where they can be.
+
+        Raises:
+            TubeletError: they cannot; the message says which setting is in the way.
+        """
+        if source.config != self.config:
+            raise TubeletError("it was made with other settings")
+        self.load_state_dict(source.state_dict())
+
 
 class Learner(nn.Module):
     """Anything that is trained: a self-supervised method or a downstream head. One loop, `fit`, trains them all."""
@@ -67,6 +77,8 @@ class Learner(nn.Module):
     modalities: tuple[str, ...] = ("video",)
     views: int = 1
     """How many views of each video the learner needs; checked before the first decode."""
+    density: int = 1
+    """The loader takes frames so many times as densely as `data.stride`; the backbone sees every density-th."""
     needs_labels: bool = False
     phases: tuple[str, ...] = ("main",)
     """One optimiser each, stepped in this order."""

@@ -382,7 +382,8 @@ def _of_run(init: Any) -> dict[str, Any]:
                            f"backbone.init: {path} does not exist")  # fmt: skip
     try:
         described = json.loads(about.read_text(encoding="utf-8"))
-        sections = {"backbone": described["backbone"], "data": described.get("clip", {})}
+        sections = {"backbone": dict(described["backbone"]), "data": described.get("clip", {})}
+        sections["backbone"].pop("made_for", None)  # the run says it itself when its weights are taken
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise TubeletError(f"{about} is damaged: {error}") from None
     return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tubelet import registry
-from tubelet.backbones.vit import VisionTransformer
+from tubelet.backbones.vit import VisionTransformer, inflate
 from tubelet.nn import masks
 from tubelet.nn.patches import cubes, join
 from tubelet.types import TubeletError
@@ -81,3 +81,125 @@ def test_the_configuration_builds_it_again():
 def test_heads_must_divide_the_width():
     with pytest.raises(TubeletError, match=r"backbone\.heads"):
         VisionTransformer("tiny", dim=30, heads=4)
+
+
+SMALL = {"size": "tiny", "dim": 32, "depth": 2, "heads": 2, "patch": 8}
+
+
+def slow_cosine_attention(attention, tokens):
+    """Head by head and query by query (VideoMAE V2's option): cosines times a factor of at most 100."""
+    batch, count, dim = tokens.shape
+    width = dim // attention.heads
+    zeros = torch.zeros_like(attention.query_bias)
+    qkv = tokens @ attention.qkv.weight.T + torch.cat([attention.query_bias, zeros, attention.value_bias])
+    out = torch.zeros(batch, count, dim)
+    for b in range(batch):
+        for h in range(attention.heads):
+            q, k, v = (qkv[b, :, i * dim + h * width : i * dim + (h + 1) * width] for i in range(3))
+            factor = min(attention.scale[h].exp().item(), 100.0)
+            for n in range(count):
+                scores = torch.stack([q[n] @ k[m] / (q[n].norm() * k[m].norm()) * factor for m in range(count)])
+                out[b, n, h * width : (h + 1) * width] = scores.softmax(0) @ v
+    return out @ attention.out.weight.T + attention.out.bias
+
+
+def test_cosine_attention_against_its_slow_twin():
+    torch.manual_seed(0)
+    attention = VisionTransformer(**SMALL, attention="cosine").blocks[0].attention
+    with torch.no_grad():
+        attention.query_bias.normal_()
+        attention.value_bias.normal_()
+        attention.scale.copy_(torch.tensor([0.3, 7.0]))  # the second is past the most there may be
+    tokens = torch.randn(2, 5, 32)
+    torch.testing.assert_close(attention(tokens), slow_cosine_attention(attention, tokens), atol=1e-5, rtol=1e-4)
+
+
+def test_a_class_token_takes_part_and_does_not_come_out():
+    torch.manual_seed(0)
+    backbone = VisionTransformer(**SMALL, class_token=True).eval()
+    video = torch.rand(1, 3, 4, 16, 16)
+    tokens, grid = backbone(video)
+    assert tokens.shape == (1, 8, 32) and grid == (2, 2, 2)
+    with torch.no_grad():
+        backbone.class_token.add_(1.0)
+    assert not torch.allclose(backbone(video).tokens, tokens)
+
+
+def test_checkpointing_changes_memory_and_nothing_else():
+    torch.manual_seed(0)
+    plain = VisionTransformer(**SMALL, drop_path=0.5)
+    frugal = VisionTransformer(**SMALL, drop_path=0.5, checkpointing=True)
+    frugal.load_state_dict(plain.state_dict())
+    video = torch.rand(3, 3, 4, 16, 16)
+    for backbone in (plain, frugal):
+        torch.manual_seed(7)
+        backbone(video).tokens.square().mean().backward()
+    for ours, theirs in zip(plain.parameters(), frugal.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_less_is_kept_for_the_backward_pass_with_checkpointing():
+    def kept(checkpointing: bool) -> int:
+        backbone = VisionTransformer(**{**SMALL, "depth": 4}, checkpointing=checkpointing)
+        numbers = 0
+
+        def count(tensor):
+            nonlocal numbers
+            numbers += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            backbone(torch.rand(2, 3, 8, 32, 32))
+        return numbers
+
+    assert kept(True) < 0.5 * kept(False)
+
+
+@pytest.mark.parametrize("how", ["average", "central"])
+def test_an_inflated_image_network_sees_in_a_still_clip_what_it_saw_in_the_picture(how):
+    torch.manual_seed(0)
+    image = VisionTransformer(**{**SMALL, "depth": 0}, tubelet=1).eval()
+    video = inflate(image, 4, how)
+    picture = torch.rand(2, 3, 1, 16, 16)
+    torch.testing.assert_close(video(picture.expand(-1, -1, 4, -1, -1)).tokens, image(picture).tokens)
+    assert video.tubelet == 4 and inflate(video, 4) is video
+
+
+def test_a_network_starts_from_another_that_is_fitted_to_it():
+    torch.manual_seed(0)
+    learned = {**SMALL, "positions": "learned"}
+    source = VisionTransformer(**learned, made_for=(4, 16, 16))
+    ours = VisionTransformer(**learned, made_for=(8, 32, 32), last_norm=False, drop_path=0.1)
+    ours.start_from(source)
+    assert torch.equal(ours.blocks[1].mlp.into.weight, source.blocks[1].mlp.into.weight)
+    assert ours.place.spatial.shape == (16, 32) and ours.place.temporal.shape == (4, 32)
+    corner = source.place.spatial.view(2, 2, 32)[0, 0]
+    assert (ours.place.spatial.view(4, 4, 32)[0, 0] - corner).norm() < 0.5 * corner.norm()
+    image = VisionTransformer(**SMALL, tubelet=1)
+    video = VisionTransformer(**SMALL)
+    video.start_from(image)
+    torch.testing.assert_close(video.embed.weight.sum(dim=2), image.embed.weight[:, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"patch": 16}, r"backbone\.patch is 16 there and 8 here"),
+        ({"tubelet": 4}, r"backbone\.tubelet is 4 there"),
+        ({"last_norm": False}, "set backbone.last_norm false"),
+        ({"dim": 64}, r"backbone\.dim is 64 there"),
+    ],
+)
+def test_weights_that_cannot_be_fitted_are_refused(theirs, said):
+    with pytest.raises(TubeletError, match=said):
+        VisionTransformer(**SMALL).start_from(VisionTransformer(**{**SMALL, **theirs}))
+
+
+def test_interpolated_positions_are_what_the_network_uses():
+    torch.manual_seed(0)
+    published = VisionTransformer(**SMALL, made_for=(4, 16, 16)).eval()
+    anew = VisionTransformer(**SMALL).eval()
+    anew.load_state_dict(published.state_dict())
+    small, large = torch.rand(1, 3, 4, 16, 16), torch.rand(1, 3, 8, 32, 32)
+    assert torch.equal(published(small).tokens, anew(small).tokens)
+    assert not torch.allclose(published(large).tokens, anew(large).tokens)

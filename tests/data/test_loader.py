@@ -394,3 +394,20 @@ def test_rows_are_drawn_evenly(manifest):
     loader = Loader(Clips(manifest, **CLIP), 2)
     counts = Counter(slot.id for step in range(3 * 100) for slot in loader.slots(step))
     assert min(counts.values()) > 60  # of 100 epochs, each leaves one of seven out
+
+
+def test_dense_clips_hold_the_clip_and_the_frames_between(manifest):
+    sparse = Clips(manifest, **CLIP, seed=3)
+    dense = Clips(manifest, **CLIP, seed=3, density=2)
+    assert dense.clip == sparse.clip
+    for row in range(VIDEOS):
+        (one,), (two,) = sparse[row].clips[0], dense[row].clips[0]
+        assert two.shape == (8, 3, 24, 24)
+        assert torch.equal(two[::2], one)
+        assert numpy.diff(dense[row].times[0][0]) == pytest.approx([0.1] * 7)
+    assert dense.for_testing()[0].clips[0][0].shape == (4, 3, 24, 24)
+
+
+def test_only_random_sampling_can_be_dense(manifest):
+    with pytest.raises(TubeletError, match="needs sampling 'random'"):
+        Clips(manifest, **CLIP, sampling="segments", density=2)

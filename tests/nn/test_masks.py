@@ -1,3 +1,7 @@
+import itertools
+import math
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,15 +13,16 @@ from tubelet.types import TubeletError
 KEYS = torch.arange(7, dtype=torch.int64) * 12345
 
 
-@pytest.mark.parametrize("kind", masks.KINDS)
+@pytest.mark.parametrize("kind", get_args(masks.Kind))
 @given(frames=st.integers(2, 5), rows=st.integers(2, 6), columns=st.integers(2, 6), ratio=st.floats(0.5, 0.75))
 def test_every_clip_has_exactly_the_same_number_of_hidden_cubes(kind, frames, rows, columns, ratio):
-    hidden = masks.KINDS[kind](KEYS, (frames, rows, columns), ratio)
+    video = torch.rand(7, 3, 2 * frames, 4 * rows, 4 * columns, generator=torch.Generator().manual_seed(0))
+    hidden = masks.draw(kind, KEYS, video, (frames, rows, columns), ratio)
     units, size = {
-        "tube": (rows * columns, frames),
         "random": (frames * rows * columns, 1),
+        "block": (frames * rows * columns, 1),
         "frame": (frames, rows * columns),
-    }[kind]
+    }.get(kind, (rows * columns, frames))
     assert hidden.dtype == torch.bool
     assert hidden.shape == (7, frames * rows * columns)
     assert hidden.sum(dim=1).tolist() == [int(ratio * units) * size] * 7
@@ -66,3 +71,72 @@ def test_visible_and_masked_keep_ascending_order():
     for i in range(3):
         assert seen[i].tolist() == [t for t, h in zip(tokens[0].tolist(), hidden[i].tolist(), strict=True) if not h]
         assert rest[i].tolist() == [t for t, h in zip(tokens[0].tolist(), hidden[i].tolist(), strict=True) if h]
+
+
+def test_the_running_cell_is_the_published_one():
+    """The four maps of VideoMAE V2's decoder at .5, in the order in which they follow each other (phase 0 and on)."""
+    maps = [[[1, 0], [0, 1]], [[0, 0], [1, 1]], [[0, 1], [1, 0]], [[1, 1], [0, 0]]]
+    hidden = masks.running(torch.arange(40), (8, 14, 14), 0.5).view(40, 8, 7, 2, 7, 2)
+    starts = set()
+    for clip in hidden:
+        cells = clip.permute(0, 1, 3, 2, 4).reshape(8, 49, 2, 2).long()
+        assert (cells == cells[:, :1]).all()  # every cell of a frame alike
+        start = maps.index(cells[0, 0].tolist())
+        assert [cell.tolist() for cell in cells[:, 0]] == [maps[(start + t) % 4] for t in range(8)]
+        starts.add(start)
+    assert starts == {0, 1, 2, 3}
+
+
+def test_dual_masking_has_the_published_counts():
+    """Of 1,568 cubes 784 are decoded, and 704 of those are hidden from the encoder (videomae v2 at .9 and .5)."""
+    keys = torch.arange(20) * 77
+    decoded = ~masks.running(keys, (8, 14, 14), 0.5)
+    assert decoded.sum(dim=1).tolist() == [784] * 20
+    assert (decoded & masks.tube(keys, (8, 14, 14), 0.9)).sum(dim=1).tolist() == [704] * 20
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.3, 0.5, 0.6, 0.75, 0.9])
+def test_a_running_cell_hides_as_many_in_every_frame(ratio):
+    hidden = masks.running(KEYS, (6, 7, 5), ratio).view(7, 6, 35)
+    assert (hidden.sum(dim=2) == int(ratio * 35)).all()
+
+
+def slow_boxes(draw, grid):
+    """The boxes one after the other: the turn of each cube, or None."""
+    turn = {}
+    for i, box in enumerate(draw.tolist()):
+        ranges = []
+        for axis, (least, most) in enumerate(((0.5, 1.0), (0.25, 0.5), (0.25, 0.5))):
+            side = math.ceil(torch.tensor(grid[axis] * (least + (most - least) * box[axis])).item())
+            first = math.floor((grid[axis] - side + 1) * box[3 + axis])
+            ranges.append(range(first, first + side))
+        for place in itertools.product(*ranges):
+            turn.setdefault(place, i)
+    return turn
+
+
+def test_blocks_against_their_slow_twin():
+    grid = (4, 8, 8)
+    keys = torch.arange(5) * 31 + 7
+    hidden = masks.block(keys, grid, 0.75)
+    for key, mask in zip(keys, hidden, strict=True):
+        draw = masks.draws.uniform(key[None], 6 * masks.BOXES, "boxes").view(masks.BOXES, 6)
+        turn = slow_boxes(draw, grid)
+        turns = torch.tensor([turn.get(place, masks.BOXES) for place in itertools.product(*map(range, grid))])
+        last = turns[mask].max()
+        assert mask[turns < last].all() and not mask[turns > last].any()  # only the last box is cut
+
+
+def test_motion_is_hidden_and_what_is_still_is_seen():
+    video = torch.full((200, 3, 8, 32, 32), 0.5)
+    video[:, :, :, 8:16, 8:24] = torch.rand(200, 3, 8, 8, 16)  # two of sixteen places move
+    hidden = masks.draw("motion", torch.arange(200), video, (4, 4, 4), 0.5).view(200, 4, 4, 4)
+    assert (hidden == hidden[:, :1]).all()
+    share = hidden[:, 0].float().mean(dim=0)
+    assert share[1, 1:3].min() > 0.95
+    assert share.flatten()[[0, 3, 12, 15]].max() < 0.6
+
+
+def test_a_still_clip_is_hidden_evenly():
+    share = masks.draw("motion", torch.arange(3000), torch.zeros(3000, 3, 2, 5, 5), (1, 5, 5), 0.6).float().mean(dim=0)
+    assert (share - 0.6).abs().max() < 0.04

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tubelet import recipe
+from tubelet.checkpoint import load_backbone
 from tubelet.data.listing import Manifest, Video, read_manifest, train_and_test, write_manifest
 from tubelet.train import run
 from tubelet.types import TubeletError
@@ -160,3 +162,35 @@ def test_a_learner_that_needs_what_the_data_has_not_is_refused(corpus):
     learner.modalities = ("video", "audio")
     with pytest.raises(TubeletError, match="needs audio"):
         run.check(learner, clips)
+
+
+def test_positions_stay_those_of_the_clips_that_a_network_was_trained_on(corpus, tmp_path):
+    """The recipe's clip is what a position table is made for, and a longer, larger clip later gets it interpolated."""
+    run.train(load(corpus), tmp_path / "a")
+    first = load_backbone(tmp_path / "a")
+    assert first.config["made_for"] == [4, 16, 16]
+    words = ("--backbone.init", str(tmp_path / "a"), "--data.frames", "8", "--data.size", "32")
+    later = load(corpus, *words)
+    assert later.backbone["made_for"] is None
+    assert run.make_backbone(later).config["made_for"] == [4, 16, 16]
+    anew = load(corpus, *words, "--backbone.made_for", "[8, 32, 32]")
+    assert run.make_backbone(anew).config["made_for"] == [8, 32, 32]
+
+
+def test_a_network_of_pictures_starts_one_of_videos(corpus, tmp_path):
+    run.train(load(corpus, "--data.frames", "1", "--backbone.tubelet", "1", "--backbone.background", "keep"), tmp_path)
+    words = ("--backbone.init", str(tmp_path), "--backbone.tubelet", "2", "--data.frames", "4")
+    video = run.make_backbone(load(corpus, *words, "--backbone.background", "keep"))
+    image = load_backbone(tmp_path)
+    assert video.config["made_for"] == [4, 16, 16]
+    assert torch.allclose(video.embed.weight.sum(dim=2), image.embed.weight[:, :, 0])
+    with pytest.raises(TubeletError, match=r"backbone\.init .* does not fit: backbone\.patch is 4 there and 8 here"):
+        run.make_backbone(load(corpus, *words, "--backbone.patch", "8", "--backbone.background", "keep"))
+
+
+def test_frames_between_those_that_are_seen_must_be_loaded(corpus, tmp_path):
+    with pytest.raises(TubeletError, match=r"set data\.density to 2"):
+        run.train(load(corpus, "--learner.target_frames", "double"), tmp_path / "r")
+    out = tmp_path / "s"
+    run.train(load(corpus, "--learner.target_frames", "double", "--data.density", "2"), out)
+    assert load_backbone(out).config["made_for"] == [4, 16, 16]

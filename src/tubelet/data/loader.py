@@ -82,6 +82,8 @@ class Clips(Dataset[Taken]):
         flip: mirror half of the clips; leave it off where left and right mean something.
         views: clips that are taken independently for each sample.
         repeats: samples that are taken from each video when it is opened.
+        density: frames are taken so many times as densely as the stride says, for learners that predict the frames
+            between those that the backbone sees; a clip then has frames x density of them.
         clips: how many clips a grid takes along time.
         crops: how many squares a grid takes along the long side.
         seed: another seed gives other draws.
@@ -105,6 +107,7 @@ class Clips(Dataset[Taken]):
         flip: bool = True,
         views: int = 1,
         repeats: int = 1,
+        density: int = 1,
         clips: int = 1,
         crops: int = 1,
         seed: int = 0,
@@ -116,7 +119,7 @@ class Clips(Dataset[Taken]):
         self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
         self.grid = (clips, crops)
         self.views = clips * crops if sampling == "grid" and min(self.grid) > 0 else views
-        self.repeats = repeats
+        self.repeats, self.density = repeats, density
         self.seed = seed
         self.in_segments = sampling == "segments"
         self._check()
@@ -127,7 +130,7 @@ class Clips(Dataset[Taken]):
         if not len(self.manifest):
             source = self.manifest.source or "the manifest"
             raise TubeletError(f"{source} lists no videos; check its path and split")
-        counts = {name: getattr(self, name) for name in ("frames", "stride", "size", "views", "repeats")}
+        counts = {name: getattr(self, name) for name in ("frames", "stride", "size", "views", "repeats", "density")}
         for name, value in {**counts, "clips": self.grid[0], "crops": self.grid[1]}.items():
             if value < 1:
                 raise TubeletError(f"{name} must be at least 1, not {value}")
@@ -135,6 +138,8 @@ class Clips(Dataset[Taken]):
             choice = getattr(self, name)
             if choice not in known:
                 raise TubeletError(f"{name} {choice!r} is not known{registry.nearest(str(choice), known)}")
+        if self.density > 1 and self.sampling != "random":
+            raise TubeletError(f"density {self.density} needs sampling 'random', not {self.sampling!r}")
         if self.reference_fps < 0:
             raise TubeletError(f"reference_fps must be 0 (the file's own) or more, not {self.reference_fps}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -178,10 +183,10 @@ class Clips(Dataset[Taken]):
                 unreadable.append((str(error.path), error.reason))
                 continue
             return Taken(row, int(self.labels[row]), keys, clips, times, True, unreadable)
-        nothing = torch.zeros(self.frames, 3, self.size, self.size, dtype=torch.uint8)
+        nothing = torch.zeros(self.frames * self.density, 3, self.size, self.size, dtype=torch.uint8)
         taken = Taken(
             slot.id, int(self.labels[slot.id]), keys, [[nothing] * self.views] * slot.repeats,
-            [[numpy.zeros(self.frames)] * self.views] * slot.repeats, False, unreadable,
+            [[numpy.zeros(self.frames * self.density)] * self.views] * slot.repeats, False, unreadable,
         )  # fmt: skip
         if slot.substitute:
             path, reason = unreadable[0]
@@ -209,7 +214,7 @@ class Clips(Dataset[Taken]):
             for repeat in range(slot.repeats)
         ]
         times = [start_s + t for views in streams for t in self._times(duration_s, info.fps, gap_s, views)]
-        pixels = read.read(video.path, numpy.concatenate(times), self._decode_side).split(self.frames)
+        pixels = read.read(video.path, numpy.concatenate(times), self._decode_side).split(self.frames * self.density)
         clips, kept = [], []
         for repeat, views in enumerate(streams):
             mine = slice(repeat * self._reads, (repeat + 1) * self._reads)
@@ -232,7 +237,8 @@ class Clips(Dataset[Taken]):
         if self.sampling == "segments":
             return [sample.segments(duration_s, fps, self.frames, stream) for stream in streams]
         draw = sample.dense if self.sampling == "dense" else sample.random_clip
-        return [draw(duration_s, fps, self.frames, gap_s, stream) for stream in streams]
+        frames, gap_s = self.frames * self.density, gap_s / self.density
+        return [draw(duration_s, fps, frames, gap_s, stream) for stream in streams]
 
     def _crop(self, clip: Tensor, stream: Generator) -> list[Tensor]:
         """The squares of a test grid, or one square at random."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,19 @@ def join(pieces: Tensor, grid: Grid) -> Tensor:
     pieces = pieces.reshape(batch, *grid, channels, tubelet, patch, patch)
     pieces = pieces.permute(0, 4, 1, 5, 2, 6, 3, 7)  # B C t tubelet h patch w patch
     return pieces.reshape(batch, channels, grid[0] * tubelet, grid[1] * patch, grid[2] * patch)  # B C T H W
+
+
+def inflated(weight: Tensor, tubelet: int, how: Literal["average", "central"]) -> Tensor:
+    """The embedding of pictures as one of cubes: D C 1 patch patch -> D C tubelet patch patch.
+
+    "average" shares the weights out evenly over the frames (I3D, Carreira and Zisserman 2017, section 2.4), so that a
+    still cube gets the token of its picture; "central" gives them to the middle frame (ViViT, Arnab 2021, equation 9).
+    """
+    if how == "average":
+        return weight.expand(-1, -1, tubelet, -1, -1) / tubelet  # D C tubelet patch patch
+    video = weight.new_zeros(*weight.shape[:2], tubelet, *weight.shape[3:])  # D C tubelet patch patch
+    video[:, :, tubelet // 2] = weight[:, :, 0]
+    return video
 
 
 class CubeEmbedding(nn.Module):

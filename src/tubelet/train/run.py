@@ -135,15 +135,31 @@ def make_clips(recipe: Recipe) -> Clips:
 def make_backbone(recipe: Recipe) -> Backbone:
     """The backbone of a recipe, with random weights or those of the run that ``backbone.init`` names."""
     config = dict(recipe.backbone)
-    init = config.pop("init", None)
-    backbone: Backbone = registry.build("backbones", config.pop("name"), **config)
+    init, name = config.pop("init", None), config.pop("name")
+    if "made_for" in config and config["made_for"] is None:
+        config["made_for"] = _made_for(recipe, init)
+    backbone: Backbone = registry.build("backbones", name, **config)
     if init is not None:
         source = load_backbone(init)
-        theirs, ours = source.config | {"drop_path": None}, backbone.config | {"drop_path": None}
-        if theirs != ours:
-            raise TubeletError(f"backbone.init {init} does not fit: {_difference(theirs, ours, 'backbone')}")
-        backbone.load_state_dict(source.state_dict())
+        if type(source) is not type(backbone):
+            raise TubeletError(f"backbone.init {init} is a {source.config['name']}, and the recipe has a {name}")
+        try:
+            backbone.start_from(source)
+        except TubeletError as error:
+            raise TubeletError(f"backbone.init {init} does not fit: {error}") from None
     return backbone
+
+
+def _made_for(recipe: Recipe, init: str | None) -> list[int]:
+    """The clip whose positions a network has: that of the run it starts from, for whatever clips it sees now."""
+    clip = recipe.data
+    if init is not None:
+        about = read_about(init)
+        if about["backbone"].get("tubelet") == recipe.backbone["tubelet"]:  # a network of pictures has no time yet
+            if about["backbone"].get("made_for") is not None:
+                return about["backbone"]["made_for"]
+            clip = about["clip"]
+    return [clip["frames"], clip["size"], clip["size"]]
 
 
 def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
@@ -168,6 +184,11 @@ def check(learner: Learner, clips: Clips) -> None:
     if clips.views != learner.views:
         raise TubeletError(
             f"{type(learner).__name__} needs {learner.views} views of each video: set data.views to {learner.views}"
+        )
+    if clips.density != learner.density:
+        raise TubeletError(
+            f"{type(learner).__name__} with these settings needs frames {learner.density} times as dense as "
+            f"data.stride: set data.density to {learner.density}"
         )
     learner.backbone.grid(clips.frames, clips.size, clips.size)
 
