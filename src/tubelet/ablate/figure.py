@@ -26,7 +26,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     panels: list[str | None] = list(summary["columns"])
     if any(row["published"] is not None for row in rows):
         panels.append(None)  # the published numbers
-    width, height = (3.6, 3.1) if summary["axis"] else (3.1, 0.95 + 0.36 * len(rows))
+    width, height = (4.0, 3.1) if summary["axis"] else (3.1, 0.95 + 0.36 * len(rows))
     with style(ink=INK, paper="white") as figure_type:
         figure = figure_type(figsize=(width * len(panels) + (0.2 if summary["axis"] else 1.6), height + 0.5))
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=not summary["axis"])[0]
@@ -66,14 +66,14 @@ def _curve(axes: Any, rows: list[Mapping[str, Any]], column: str | None, summary
     colour = PUBLISHED if column is None else OURS
     axes.errorbar(
         [x for x, *_ in known], [mean for _, mean, _, _ in known], yerr=[std or 0.0 for _, _, std, _ in known],
-        color=colour, marker="o", markersize=5, capsize=3,
+        color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2,
     )  # fmt: skip
     for x, _, _, seeds in known:
         axes.plot([x] * len(seeds), seeds, "_", color=INK, markersize=7, alpha=0.7)
     if summary["axis"] in LOGARITHMIC:
         axes.set_xscale("log", base=2)
     places = [x for x, *_ in points if x is not None]
-    axes.set_xticks(places, [f"{x:.3g}" if x < 1000 else f"{x:.0f}" for x in places])
+    axes.set_xticks(places, [f"{x:.2g}" if x < 100 else f"{x:.0f}" for x in places], fontsize=9)
     axes.minorticks_off()
     if places:
         edge = (max(places) / min(places)) ** 0.08 if summary["axis"] in LOGARITHMIC else 1.03
