@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tiny_run import make_recipe
 from tubelet import cli
 from tubelet.ablate import work
 from tubelet.ablate.command import make_plan
+from tubelet.data.listing import read_manifest, write_manifest
 from tubelet.train.fit import Interrupted
 
 
@@ -95,6 +97,41 @@ def test_an_untrained_network_is_judged_from_scratch_where_others_are_fine_tuned
     monkeypatch.setattr(work, "evaluate", evaluate)
     work.work(plan("decoder", tasks=("finetune", "knn")), ["not pre-trained", "1 block"])
     assert asked == ["scratch", "knn", "finetune", "knn"]
+
+
+def test_images_are_learnt_first_and_their_encoder_inflated(plan, trained):
+    """Each frame of the cube's embedding is the picture's, divided by their number (average inflation)."""
+    from tubelet.checkpoint import load_backbone
+
+    made = plan("strategy")
+    work.work(made, ["images, inflated"])
+    run = next(cell.run for cell in made.cells if cell.row.name == "images, inflated")
+    assert trained == [run.first.name]
+    pictures, videos = (load_backbone(work.folder(made.out, one)) for one in (run.first, run))
+    assert pictures.config["tubelet"] == 1 and videos.config["tubelet"] == 2
+    one, two = pictures.state_dict()["embed.weight"], videos.state_dict()["embed.weight"]
+    assert torch.allclose(two.sum(dim=2), one.sum(dim=2), atol=1e-6)
+    assert torch.equal(pictures.state_dict()["norm.weight"], videos.state_dict()["norm.weight"])
+
+
+def test_a_part_of_the_videos_is_what_is_trained_on(plan):
+    made = plan("videos_steps")
+    work.work(made, ["1/4"])
+    run = next(cell.run for cell in made.cells if cell.row.name == "1/4")
+    listed = read_manifest(run.recipe.data["manifest"])
+    assert [video.path for video in listed] == [video.path for video in run.videos] and len(listed) == 3
+    told = json.loads((work.folder(made.out, run) / "provenance.json").read_text())
+    assert told["steps"] == 2 and told["manifest"] == run.recipe.data["manifest"]
+
+
+def test_a_transfer_matrix_judges_each_encoder_on_every_manifest(mine, corpus, tmp_path):
+    other = tmp_path / "other.csv"
+    write_manifest(other, read_manifest(corpus)[:14])
+    words = ["--manifests", str(corpus), str(other), "--out", str(tmp_path / "out"), "--tasks", "knn"]
+    assert cli.main(["ablate", "transfer", str(mine), *words]) == 0
+    found = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert [row["name"] for row in found["rows"]] == ["not pre-trained", "clips", "other"]
+    assert all(set(row["mean"]) == {"knn on clips", "knn on other"} for row in found["rows"])
 
 
 def test_a_row_that_fails_is_listed_and_the_others_go_on(ablate, tmp_path, capfd):

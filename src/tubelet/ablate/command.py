@@ -114,7 +114,7 @@ def _listed(plan: Plan, record: Any, missing: Any) -> str:
         state = "done" if not todo else f"{'trained' if done else 'to train'}, to judge: {', '.join(todo)}"
         lines.append(
             f"{cell.row.name:28} seed {cell.seed}  {cell.run.name}  {cell.run.steps:>7} steps  "
-            f"{cell.run.videos:>7} videos  {state}"
+            f"{len(cell.run.videos) if cell.run.trained else 0:>7} videos  {state}"
         )
     return "\n".join(lines)
 

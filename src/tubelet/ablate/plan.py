@@ -14,7 +14,7 @@ import numpy
 
 from tubelet import draws, recipe, registry
 from tubelet.ablate.tables import Row, Table
-from tubelet.data.listing import Manifest, read_manifest, train_and_test, write_manifest
+from tubelet.data.listing import Manifest, read_manifest, train_and_test
 from tubelet.recipe import Recipe, UsageError
 from tubelet.train import schedule
 from tubelet.types import TubeletError
@@ -28,36 +28,32 @@ class Run:
     """An encoder to be judged: what a recipe trains, or what it begins with."""
 
     recipe: Recipe
+    videos: Manifest
+    """What it is pre-trained on; a part of a manifest is written when it is trained."""
     trained: bool = True
     first: Run | None = None
     """The run whose encoder this one begins with."""
 
     @cached_property
     def name(self) -> str:
-        """A hash of all that the encoder depends on, videos by their manifest's rows and not by its path."""
+        """A hash of all that the encoder depends on; folders and manifests count by what is in them."""
         told = self.recipe
-        about: dict[str, Any] = {"seed": told.seed, "clip": told.clip, "backbone": told.backbone}
+        about: dict[str, Any] = {"seed": told.seed, "clip": told.clip, "backbone": dict(told.backbone)}
         if self.trained:
             data = {key: value for key, value in told.data.items() if key != "manifest"}
             train = {key: value for key, value in told.train.items() if key not in NO_EFFECT}
-            about |= {"data": data, "learner": told.learner, "train": train}
-            about["videos"] = listing(told.data["manifest"]).fingerprint
+            about |= {"data": data, "learner": told.learner, "train": train, "videos": self.videos.fingerprint}
         if self.first:
-            about["first"] = self.first.name
+            about["backbone"]["init"] = self.first.name
         return _hash(about)
 
-    @cached_property
-    def videos(self) -> int:
-        """How many it is pre-trained on."""
-        return len(videos(self.recipe)) if self.trained else 0
-
-    @cached_property
+    @property
     def steps(self) -> int:
-        return total_steps(self.recipe, self.videos) if self.trained else 0
+        return total_steps(self.recipe, len(self.videos)) if self.trained else 0
 
     @property
     def epochs(self) -> float:
-        return self.steps * self.recipe.train["batch"] / max(1, self.videos * self.recipe.data.get("repeats", 1))
+        return self.steps * self.recipe.train["batch"] / (len(self.videos) * self.recipe.data["repeats"])
 
 
 class Judgement(NamedTuple):
@@ -131,16 +127,18 @@ class Plan:
         chosen = self.load(row.set | other, seed)
         if row.init is not None:
             chosen = begin(chosen, row.init)
+        whole = videos(chosen)
         if row.length != 1:
-            steps = max(1, round(row.length * total_steps(chosen, len(videos(chosen)))))
+            steps = max(1, round(row.length * total_steps(chosen, len(whole))))
             chosen = replace(chosen, train={**chosen.train, "length": f"{steps} steps"})
         if row.videos != 1:
-            part = self._part(chosen, row.videos, seed)
-            chosen = replace(chosen, data={**chosen.data, "manifest": str(part)})
+            source, whole = Path(chosen.data["manifest"]), part(whole, row.videos, seed)
+            path = self.out.resolve() / "manifests" / f"{source.stem}-{len(whole)}-{whole.fingerprint}.csv"
+            chosen = replace(chosen, data={**chosen.data, "manifest": str(path)})
         if row.first is None:
-            return Run(chosen, row.trained)
-        first = Run(self.load(row.set | row.first, seed))
-        return Run(begin(chosen, str(folder(self.out, first))), trained=False, first=first)
+            return Run(chosen, whole, row.trained)
+        first = Run(self.load(row.set | row.first, seed), whole)
+        return Run(begin(chosen, str(folder(self.out, first))), whole, trained=False, first=first)
 
     def load(self, settings: Mapping[str, Any], seed: int) -> Recipe:
         """The recipe with what every row needs, then the command line's words, then a row's own settings."""
@@ -149,15 +147,6 @@ class Plan:
         chosen.needs()
         manifest = str(Path(chosen.data["manifest"]).resolve())
         return replace(chosen, data={**chosen.data, "manifest": manifest}, evaluate={})
-
-    def _part(self, chosen: Recipe, share: float, seed: int) -> Path:
-        """A manifest with a share of the training videos, written once."""
-        chosen_videos = part(videos(chosen), share, seed)
-        source = Path(chosen.data["manifest"])
-        path = self.out.resolve() / "manifests" / f"{source.stem}-{len(chosen_videos)}-seed{seed}.csv"
-        if not path.exists():
-            write_manifest(path, chosen_videos)
-        return path
 
 
 BASELINE = Row("not pre-trained", trained=False)
@@ -222,7 +211,7 @@ def listing(path: str) -> Manifest:
 
 def total_steps(chosen: Recipe, count: int) -> int:
     """How many steps a recipe is on `count` videos."""
-    epoch = max(1, count * chosen.data.get("repeats", 1) // chosen.train["batch"])
+    epoch = max(1, count * chosen.data["repeats"] // chosen.train["batch"])
     return schedule.steps(chosen.train["length"], epoch)
 
 

@@ -64,7 +64,8 @@ def _row(plan: Plan, cells: list[Cell]) -> dict[str, Any]:
                 values[judgement.column][str(cell.seed)] = 100 * result["top1"]
     spreads = {column: paired_spread(list(found.values())) for column, found in values.items() if found}
     run = next((cell.run for cell in cells if cell.run is not None), None)
-    counted = {"epochs": run.epochs, "videos": run.videos} if run else {}
+    count = len(run.videos) if run and run.trained else None
+    counted = {"epochs": run.epochs, "videos": count} if run else {}
     return {
         "name": row.name,
         "x": row.x if row.x is not None else counted.get(plan.table.axis or "") if row.trained else None,
@@ -73,7 +74,7 @@ def _row(plan: Plan, cells: list[Cell]) -> dict[str, Any]:
         "mean": {column: spread["mean"] for column, spread in spreads.items()},
         "std": {column: spread["std"] for column, spread in spreads.items()},
         "steps": run.steps if run else None,
-        "videos": run.videos if run else None,
+        "videos": count,
         "seconds": sum(one["seconds"] for one in made) / len(made) if made else None,
         "errors": list(dict.fromkeys(errors)),
     }

@@ -21,6 +21,7 @@ import torch
 from tubelet.ablate.plan import Cell, Judgement, Plan, Run, folder
 from tubelet.apply.evaluate import evaluate
 from tubelet.checkpoint import save_backbone, write_json
+from tubelet.data.listing import write_manifest
 from tubelet.log import say, warn
 from tubelet.train.run import make_backbone, train
 
@@ -99,11 +100,14 @@ def _make(out: Path, run: Run, title: str) -> None:
     if record(out, run)["encoder"] is not None:
         return
     home, chosen = folder(out, run), run.recipe
-    facts: dict[str, Any] = {"steps": 0, "videos": 0, "seconds": 0.0}
+    facts: dict[str, Any] = {"steps": 0, "seconds": 0.0}
     if run.trained:
-        say(f"{title}: {run.steps} steps on {run.videos} videos", "bold")
+        say(f"{title}: {run.steps} steps on {len(run.videos)} videos", "bold")
+        manifest = Path(chosen.data["manifest"])
+        if not manifest.exists():  # a part of another
+            write_manifest(manifest, run.videos)
         fitted = train(chosen, home)
-        facts = {"steps": fitted.steps, "videos": run.videos, "seconds": round(fitted.seconds, 1), "loss": fitted.loss}
+        facts = {"steps": fitted.steps, "seconds": round(fitted.seconds, 1), "loss": fitted.loss}
     else:
         say(f"{title}: not pre-trained", "bold")
         torch.manual_seed(chosen.seed)
