@@ -8,7 +8,7 @@ from tubelet.types import TubeletError
 
 
 def test_every_registered_name_is_found_and_has_a_docstring():
-    for folder in ("methods", "backbones", "tasks"):
+    for folder in ("methods", "backbones", "tasks", "data/formats"):
         assert registry.names(folder)
         for name, place in registry.catalogue(folder).items():
             assert registry.find(folder, name).registered_name == name

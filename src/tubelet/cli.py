@@ -14,6 +14,8 @@ from tubelet import registry
 from tubelet.command import (
     Dotted,
     argument,
+    choices,
+    chosen,
     command,
     dispatch,
     number,
@@ -87,6 +89,39 @@ def data_scan(args: Namespace, _: list[str]) -> None:
     write_manifest(args.out, scan.manifest)
     _print(table(str(args.folder), ["", ""], [list(row) for row in scan.summary()]))
     say(f"wrote {args.out}; next: tubelet train tiny --data.manifest {args.out}")
+
+
+@command(
+    "data import", "tubelet data import ucf101 --annotations ucfTrainTestlist/ --videos UCF-101/ -o ucf101.csv",
+    argument("--annotations", metavar="DIR", required=True, help="folder of the official lists"),
+    argument("--videos", type=Path, metavar="DIR", required=True, help="folder that the videos are in, at any depth"),
+    argument("-o", "--out", type=Path, default=Path("clips.csv"), help="manifest to write (default: clips.csv)"),
+    argument("--splits", nargs="+", metavar="SPLIT", help="only these splits, such as train val (default: all)"),
+    argument("--keep-missing", action="store_true", help="list the videos that are not there too"),
+    argument("--per-class", action="store_true", help="print the number of videos of each class"),
+    choices("data/formats"),
+)  # fmt: skip
+def data_import(args: Namespace, _: list[str]) -> None:
+    """Make a manifest of a published data set from its official lists and the videos that are there."""
+    from tubelet.data.inspect import write_unreadable
+    from tubelet.data.listing import write_manifest
+    from tubelet.data.official import gather
+    from tubelet.log import say, table, warn
+
+    options = chosen("data/formats", args)
+    official = registry.build("data/formats", args.choice, annotations=args.annotations, **options)
+    found = gather(official.only(args.splits) if args.splits else official, args.videos, args.keep_missing)
+    write_manifest(args.out, found.manifest)
+    list_of_missing = args.out.with_name(f"{args.out.stem}-missing.csv")
+    list_of_missing.unlink(missing_ok=True)
+    if found.missing:
+        write_unreadable(list_of_missing, found.missing)
+        kept = "kept in the manifest all the same" if args.keep_missing else "left out"
+        warn(f"{len(found.missing):,} listed videos are missing: {kept}, and listed in {list_of_missing}")
+    for columns, rows in [found.by_split(), *([found.by_class()] if args.per_class else [])]:
+        _print(table(args.choice, columns, rows))
+    _print(table(str(args.videos), ["", ""], [list(row) for row in found.summary()]))
+    say(f"wrote {args.out}; next: tubelet data scan {args.out} -o {args.out} looks whether each video can be read")
 
 
 @command(
@@ -198,10 +233,11 @@ def _shapes(chosen: Any) -> list[str]:
 
 @command("list", "tubelet list")
 def list_all(args: Namespace, _: list[str]) -> None:
-    """List the learners, backbones, tasks and packaged recipes."""
+    """List the learners, backbones, tasks, dataset formats and packaged recipes."""
     from tubelet import recipe
 
-    for title, folder in (("learners", "methods"), ("backbones", "backbones"), ("tasks", "tasks")):
+    folders = {"learners": "methods", "backbones": "backbones", "tasks": "tasks", "formats": "data/formats"}
+    for title, folder in folders.items():
         print(f"{title}:")
         for name, place in registry.catalogue(folder).items():
             summary = (registry.schema(*place).__doc__ or "").strip().splitlines()

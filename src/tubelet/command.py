@@ -84,6 +84,50 @@ def signature(module: str, function: str) -> Arguments:
     return declare
 
 
+def choices(folder: str) -> Arguments:
+    """The name of one of the things registered in `folder`, and every option that one of them has; see `chosen`."""
+
+    def declare(parser: argparse.ArgumentParser) -> None:
+        from tubelet.recipe import Option, arguments
+
+        places = registry.catalogue(folder)
+        firsts = {name: (registry.schema(*place).__doc__ or "").partition("\n")[0] for name, place in places.items()}
+        about = "; ".join(f"{name} ({first.rstrip('.')})" for name, first in firsts.items())
+        parser.add_argument("choice", metavar=folder.rpartition("/")[2].rstrip("s").upper(), help=about)
+        taken = {action.dest for action in parser._actions}
+        having: dict[str, dict[str, Option]] = {}
+        for name, place in places.items():
+            for key, option in arguments(*place).items():
+                if key not in taken:
+                    having.setdefault(key, {})[name] = option
+        for key, options in having.items():
+            option = next(iter(options.values()))
+            given = f"of {', '.join(options)}: {option.help} (default: {_yaml(option.default)})".replace("%", "%%")
+            parser.add_argument(
+                f"--{key.replace('_', '-')}", dest=f"{SIGNED}{key}", metavar=_metavar(option.type), help=given,
+                default=argparse.SUPPRESS,
+            )  # fmt: skip
+
+    return declare
+
+
+def chosen(folder: str, args: Namespace) -> dict[str, Any]:
+    """The options of the one that `choices` let choose, each in its type.
+
+    Raises:
+        TubeletError: nothing of that name is registered.
+        UsageError: it has no such option, or the option no such value.
+    """
+    from tubelet.recipe import arguments
+
+    known = arguments(*registry.place(folder, args.choice))
+    given = {key: (value, f"--{key.replace('_', '-')}") for key, value in signed(args).items()}
+    for key, (_, flag) in given.items():
+        if key not in known:
+            raise usage_error(f"{args.choice} has no option {flag}")
+    return {key: known[key].read(value, flag) for key, (value, flag) in given.items()}
+
+
 SIGNED = "signed:"
 
 

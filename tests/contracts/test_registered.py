@@ -203,7 +203,7 @@ def test_a_task_judges_every_test_video_once(name, corpus, tmp_path):
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 5
 
 
-@pytest.mark.parametrize("folder", ["methods", "backbones", "tasks"])
+@pytest.mark.parametrize("folder", ["methods", "backbones", "tasks", "data/formats"])
 def test_every_registered_thing_says_what_it_is(folder):
     """A docstring, a described argument for each setting, a type and a default for each argument of a recipe."""
     for name, place in registry.catalogue(folder).items():

@@ -235,3 +235,50 @@ def test_divide_always_leaves_both_sides():
 def test_no_torch_at_import():
     code = "import sys, tubelet.data.listing; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_videomae_v2_lists(tmp_path):
+    text = "k400/---QUuC4vJs.mp4 0 -1\nmy clips/a b.3gp 0 -1\n"
+    assert read_manifest(written(tmp_path, text, "train.csv")).videos == [
+        Video(tmp_path / "k400/---QUuC4vJs.mp4"),
+        Video(tmp_path / "my clips/a b.3gp"),
+    ]
+
+
+@pytest.mark.parametrize("line", ["frames/182040 1 58", "AVA/frames/clip/zlVkeKC6Ha8 9601 300", "x/74225 62 140"])
+def test_folders_of_frames_are_refused_by_name(tmp_path, line):
+    for text in (f"{line}\n", f"a.mp4 0 -1\n{line}\n"):
+        with pytest.raises(TubeletError, match=f"{line}' means a folder of frames"):
+            read_manifest(written(tmp_path, text, "train.csv"))
+
+
+def test_class_numbers_are_kept_where_they_are_not_how_labels_sort(tmp_path):
+    text = "path,label,class_number\na.mp4,zebra,0\nb.mp4,ant,3\nc.mp4,,\n"
+    manifest = read_manifest(written(tmp_path, text))
+    assert manifest.classes == ["zebra", "(class 1: no video)", "(class 2: no video)", "ant"]
+    assert manifest.labels == [0, 3, -1]
+    write_manifest(tmp_path / "again.csv", manifest)
+    again = read_manifest(tmp_path / "again.csv")
+    assert (again.classes, again.fingerprint) == (manifest.classes, manifest.fingerprint)
+    assert few_labels(manifest, 1, seed=0).labels == [0, 3]
+
+
+def test_sorted_classes_need_no_numbers(tmp_path):
+    videos = [Video(tmp_path / "a.mp4", label="b"), Video(tmp_path / "b.mp4", label="a")]
+    write_manifest(tmp_path / "m.csv", Manifest(videos))
+    assert (tmp_path / "m.csv").read_text() == "path,label\na.mp4,b\nb.mp4,a\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a.mp4,x,0\nb.mp4,y,\n", "'' of b.mp4 is not the number of a class"),
+        ("a.mp4,x,1.5\n", "'1.5' of a.mp4 is not the number of a class"),
+        ("a.mp4,x,1000000000\n", "'1000000000' of a.mp4 is not the number of a class"),
+        ("a.mp4,x,0\nb.mp4,x,1\n", "'x' is both 0 and 1"),
+        ("a.mp4,x,0\nb.mp4,y,0\n", "0 is both 'x' and 'y'"),
+    ],
+)
+def test_class_numbers_that_contradict(tmp_path, rows, message):
+    with pytest.raises(TubeletError, match=f"column class_number: {message}"):
+        read_manifest(written(tmp_path, f"path,label,class_number\n{rows}"))

@@ -31,8 +31,8 @@ VIDEO_SUFFIXES = {
     ".m2ts", ".3gp", ".ogv", ".vob",
 }  # fmt: skip
 SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-    "testing": "test",
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
+    "test": "test", "testing": "test",
 }  # fmt: skip
 """Names of first-level folders that say what is for training and what for testing."""
 
@@ -95,9 +95,9 @@ def scan(folder: str | Path, workers: int | None = None) -> Scan:
     if not folder.exists():
         raise TubeletError(f"no such folder or list: {folder}")
     if folder.is_dir():
-        files = list(_walk(folder.resolve()))
-        videos, classes, source = _videos_below(folder.resolve(), [f for f in files if _is_video(f)]), None, None
-        others = Counter(file.suffix.lower() or "without suffix" for file in files if not _is_video(file))
+        files = list(walk(folder.resolve()))
+        videos, classes, source = _videos_below(folder.resolve(), [f for f in files if is_video(f)]), None, None
+        others = Counter(file.suffix.lower() or "without suffix" for file in files if not is_video(file))
         if not videos:
             raise TubeletError(f"no videos in {folder}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
     else:
@@ -138,7 +138,7 @@ def write_unreadable(path: str | Path, unreadable: Sequence[tuple[Path, str]]) -
     temporary.replace(path)
 
 
-def _is_video(path: Path) -> bool:
+def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -158,7 +158,7 @@ def _videos_below(root: Path, files: list[Path]) -> list[Video]:
     ]
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk(root: Path) -> Iterator[Path]:
     """Files below `root`, through links too, but into no folder twice; hidden ones are passed over."""
     visited = set()
     for folder, names, files in os.walk(root, followlinks=True):

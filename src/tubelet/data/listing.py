@@ -1,8 +1,12 @@
 """The manifest: which videos there are, which part of each is meant, and what is known of them.
 
 A CSV or Parquet table with a column `path` and, where known, `start_s`, `end_s`, `label`, `group`, `split`;
-any other column is kept. VideoMAE's own lists (`path label` on each line, no header) are read too. Relative
-paths start at the manifest's folder.
+any other column is kept. Relative paths start at the manifest's folder. VideoMAE's own lists are read too: `path label`
+on each line, without a header, and V2's `path 0 -1`.
+
+Classes are numbered as they sort, unless a column `class_number` (from 0) says otherwise, as it does where a data set
+has an official order. A number that no video has is kept free, so that class k stays class k; how many classes come
+after the highest number of the file is not known.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from tubelet.registry import nearest
 from tubelet.types import TubeletError
 
 KNOWN = ("path", "start_s", "end_s", "label", "group", "split")
+CLASS_NUMBER = "class_number"
+MOST_CLASSES = 100_000
 PARQUET = {".parquet", ".pq"}
 
 
@@ -137,7 +143,7 @@ def read_manifest(path: str | Path, split: str | None = None) -> Manifest:
         videos = read_rows(path, text, source.parent)
     if not videos:
         raise TubeletError(f"{path} lists no videos: there is a header but no row below it")
-    manifest = Manifest(videos, source=source)
+    manifest = Manifest(videos, _numbered_classes(path, videos), source)
     return manifest if split is None else manifest.where(split)
 
 
@@ -145,17 +151,22 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
     """Writes a manifest as CSV, or as Parquet where `path` ends so; whole or not at all.
 
     Paths inside the manifest's folder are written relative to it, so that folder and manifest can move
-    together. Columns in which nothing is known are left out.
+    together. Columns in which nothing is known are left out. Where the classes are not those of the labels as they
+    sort, `class_number` keeps their numbers.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     target = path.resolve()
     known = [c for c in KNOWN if c == "path" or any(getattr(v, c) is not None for v in manifest)]
-    extra = list(dict.fromkeys(c for v in manifest for c in v.extra if c not in KNOWN))
+    extra = list(dict.fromkeys(c for v in manifest for c in v.extra if c not in (*KNOWN, CLASS_NUMBER)))
     rows = []
     for video in manifest:
         row: dict[str, Any] = {c: getattr(video, c) for c in known} | {c: video.extra.get(c) for c in extra}
         rows.append(row | {"path": _written(video.path, target)})
+    if manifest.classes != Manifest(manifest.videos).classes:
+        extra.append(CLASS_NUMBER)
+        for row, number in zip(rows, manifest.labels, strict=True):
+            row[CLASS_NUMBER] = None if number < 0 else str(number)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if path.suffix.lower() in PARQUET:
@@ -257,6 +268,33 @@ def natural_sort(words: Iterable[str]) -> list[str]:
     return sorted(words, key=parts)
 
 
+def by_number(names: Mapping[int, str]) -> list[str]:
+    """The classes in the order of their numbers (from 0); a number without a name gets one that says so."""
+    return [names.get(number, f"(class {number}: no video)") for number in range(max(names, default=-1) + 1)]
+
+
+def _numbered_classes(path: Path, videos: Sequence[Video]) -> list[str] | None:
+    """The classes as the column `class_number` orders them; None where it is absent or empty."""
+    numbers: dict[str, int] = {}
+    labelled = [video for video in videos if video.label is not None]
+    if not any(video.extra.get(CLASS_NUMBER, "").strip() for video in labelled):
+        return None
+    for video in labelled:
+        label, text = str(video.label), video.extra.get(CLASS_NUMBER, "").strip()
+        if not text.isdecimal() or int(text) >= MOST_CLASSES:
+            raise TubeletError(
+                f"{path}, column {CLASS_NUMBER}: {text!r} of {video.path.name} is not the number of a class (0, 1, ...)"
+            )
+        if numbers.setdefault(label, int(text)) != int(text):
+            raise TubeletError(f"{path}, column {CLASS_NUMBER}: {label!r} is both {numbers[label]} and {text}")
+    names = {number: label for label, number in numbers.items()}
+    if len(names) < len(numbers):
+        twice = next(label for label, number in numbers.items() if names[number] != label)
+        number = numbers[twice]
+        raise TubeletError(f"{path}, column {CLASS_NUMBER}: {number} is both {twice!r} and {names[number]!r}")
+    return by_number(names)
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -267,7 +305,7 @@ def _text(path: Path) -> str:
 
 
 def _is_list(line: str) -> bool:
-    """Whether a first line is of a `path label` list: a file name with an ending, then at most a label."""
+    """Whether a first line is of a list without header: a file name with an ending, then at most a label."""
     return not _header(line) and _path_and_label(line) is not None
 
 
@@ -284,6 +322,8 @@ def _path_and_label(line: str) -> tuple[str, str | None] | None:
     line = line.strip()
     if re.search(r"\.[A-Za-z]\w{1,4}$", line):
         return line, None
+    if whole := re.match(r"(.*\.\w{2,5})\s+0\s+-1$", line):  # VideoMAE V2's pre-training lists: all frames
+        return whole[1], None
     found = re.match(r"(.*?\.[A-Za-z0-9]{2,5})\s+(\S+)$", line) or re.match(r"(.*\S)\s+(-?\d+)$", line)
     return (found[1], found[2]) if found else None
 
@@ -294,6 +334,11 @@ def _read_list(path: Path, text: str, folder: Path) -> list[Video]:
         if not line.strip():
             continue
         found = _path_and_label(line)
+        if found is not None and re.search(r"\s\d+$", found[0]):
+            raise TubeletError(
+                f"{path}, line {number}: {line.strip()[:60]!r} means a folder of frames, as VideoMAE V2 lists them, "
+                "and only video files are read; a video is listed as `path label` or `path 0 -1`"
+            )
         if found is None:
             raise TubeletError(f"{path}, line {number}: expected `path label`, got {line.strip()[:60]!r}")
         videos.append(Video(_absolute(found[0], folder), label=found[1]))
