@@ -11,6 +11,7 @@ from tubelet.report.figures import COLOURS, NO_LABEL, style
 INK = "#222222"
 PUBLISHED = COLOURS[1]
 OURS = COLOURS[0]
+MEAN, SEED = "mean ± standard deviation over seeds", "one seed"
 LOGARITHMIC = ("epochs", "videos")
 """Axes whose points are doublings."""
 
@@ -28,14 +29,15 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         panels.append(None)  # the published numbers
     width, height = (4.0, 3.1) if summary["axis"] else (3.1, 0.95 + 0.36 * len(rows))
     with style(ink=INK, paper="white") as figure_type:
-        figure = figure_type(figsize=(width * len(panels) + (0.2 if summary["axis"] else 1.6), height + 0.5))
+        figure = figure_type(figsize=(width * len(panels) + (0.2 if summary["axis"] else 1.6), height + 0.65))
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=not summary["axis"])[0]
         for axes, column in zip(grid, panels, strict=True):
             (_curve if summary["axis"] else _rows)(axes, rows, column, summary)
             if column in level:
                 line = axes.axhline if summary["axis"] else axes.axvline
                 line(level[column], color=NO_LABEL, linestyle="--", linewidth=1.2, zorder=0, label=summary["baseline"])
-                axes.legend(fontsize=8.5, loc="best")
+        lines = dict(zip(*reversed(grid[0].get_legend_handles_labels()), strict=True))  # each name once
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8.5)
         figure.suptitle(summary["title"], fontsize=11.5)
         figure.savefig(path, format="png", dpi=160)
 
@@ -47,8 +49,8 @@ def _rows(axes: Any, rows: list[Mapping[str, Any]], column: str | None, summary:
         if mean is None:
             continue
         colour = PUBLISHED if column is None else OURS
-        axes.errorbar(mean, height, xerr=std, color=colour, marker="o", markersize=6, capsize=3, linewidth=1.6)
-        axes.plot(seeds, [height] * len(seeds), "|", color=INK, markersize=7, alpha=0.7)
+        axes.errorbar(mean, height, xerr=std, color=colour, marker="o", markersize=6, capsize=3, label=MEAN)
+        axes.plot(seeds, [height] * len(seeds), "|", color=INK, markersize=7, alpha=0.7, label=SEED)
         axes.annotate(f"{mean:.1f}", (mean, height), (0, 8), textcoords="offset points", ha="center", fontsize=9,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
@@ -66,10 +68,10 @@ def _curve(axes: Any, rows: list[Mapping[str, Any]], column: str | None, summary
     colour = PUBLISHED if column is None else OURS
     axes.errorbar(
         [x for x, *_ in known], [mean for _, mean, _, _ in known], yerr=[std or 0.0 for _, _, std, _ in known],
-        color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2,
+        color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2, label=MEAN,
     )  # fmt: skip
     for x, _, _, seeds in known:
-        axes.plot([x] * len(seeds), seeds, "_", color=INK, markersize=7, alpha=0.7)
+        axes.plot([x] * len(seeds), seeds, "_", color=INK, markersize=7, alpha=0.7, label=SEED)
     if summary["axis"] in LOGARITHMIC:
         axes.set_xscale("log", base=2)
     places = [x for x, *_ in points if x is not None]
