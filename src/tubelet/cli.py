@@ -259,6 +259,15 @@ def list_all(args: Namespace, _: list[str]) -> None:
         width = max(12, *map(len, names))
         for name in names:
             print(f"  {name:{width}} {recipe.summary(name)}")
+    _list_tables()
+
+
+def _list_tables() -> None:
+    from tubelet.ablate import tables
+
+    print("ablations:")
+    for table in map(tables.named, tables.names()):
+        print(f"  {table.name:14} {table.title}{f' (VideoMAE, table {table.paper})' if table.paper else ''}")
 
 
 def _task_help(args: Namespace | None) -> str:
@@ -420,6 +429,40 @@ def report(args: Namespace, _: list[str]) -> None:
             raise
         warn(f"the page has no pictures: {error}")
     say(f"wrote {write_report(args.run, data)}")
+
+
+def _ablate_help(args: Namespace | None) -> str:
+    return f"{_task_help(args)}\n\nOptions of the recipe, such as --data.manifest: tubelet train RECIPE --help"
+
+
+@command(
+    "ablate", "tubelet ablate mask tiny --data.manifest clips.csv --seeds 0 1 2 --out runs/ablate",
+    argument("table", metavar="TABLE", help="a table of the paper or one of ours; `list` shows them"),
+    argument("recipe", metavar="RECIPE", nargs="?", default="tiny", help="what its rows change (default: tiny)"),
+    argument("--out", type=Path, default=Path("runs/ablate"), metavar="DIR", help="default: runs/ablate"),
+    argument("--seeds", nargs="+", type=whole, default=[0], metavar="N", help="of the runs (default: 0)"),
+    argument("--tasks", nargs="+", metavar="TASK", default=["finetune"], help="judges (default: finetune)"),
+    argument("--labels-per-class", type=whole, metavar="N", help="learn from that many videos of each class"),
+    argument("--manifests", nargs="+", type=Path, metavar="FILE", default=[], help="for the tables data and transfer"),
+    argument("--init", type=Path, metavar="DIR", help="also judge this encoder, untrained: a run or a converted one"),
+    argument("--only", nargs="+", metavar="ROW", default=[], help="run these rows alone"),
+    argument("--dry-run", action="store_true", help="only say what there is to run"),
+    argument("--report", action="store_true", help="run nothing, write what there is"),
+    dotted=Dotted("TABLE [RECIPE] [options] [--section.option VALUE ...] [--task.option VALUE ...]", _ablate_help,
+                  ("--name", "--seed")),
+)  # fmt: skip
+def ablate(args: Namespace, dotted: list[str]) -> None:
+    """Reproduce a table or curve of the VideoMAE paper on your videos, beside the published numbers.
+
+    Runs that are there already are used, also those of other tables in the same folder; the same command again goes
+    on where it stopped, and several such commands share the work.
+    """
+    if args.table == "list":
+        return _list_tables()
+    from tubelet.ablate.command import ablate as run_table
+
+    options = {key: value for key, value in vars(args).items() if key not in ("table", "recipe")}
+    return run_table(args.table, args.recipe, dotted, **options)
 
 
 @command("demo", "tubelet demo --out runs/demo",
