@@ -17,17 +17,7 @@ def written(tmp_path) -> Path:
     return make_recipe(tmp_path / "mine.yaml", tmp_path / "clips.csv", evaluate={"knn": "every 10 epochs"})
 
 
-@pytest.mark.parametrize("name", recipe.packaged())
-def test_packaged_recipes_resolve_and_open_with_command_cost_and_numbers(name):
-    resolved = recipe.load(name)
-    assert resolved.name == name and resolved.source == name
-    opening = recipe.find(name).read_text(encoding="utf-8").partition("\n\n")[0]
-    head = recipe.find(name).read_text(encoding="utf-8")
-    assert opening.startswith("# ") and f"tubelet train {name}" in head
-    assert all(word in head for word in ("Cost:", "Published:", "Ours:"))
-
-
-@pytest.mark.parametrize("name", recipe.packaged())
+@pytest.mark.parametrize("name", ["tiny", "finetune", "v1/pretrain_k400_base_1600e", "mae_st/finetune_k400_large_50e"])
 def test_a_resolved_recipe_reads_back_exactly(name, tmp_path):
     resolved = recipe.load(
         name, ["--train.lr", "1e-5", "--name", "größer: 1", "--data.scale", "[0.1, 0.30000000000000004]"]
@@ -122,8 +112,15 @@ def test_wrong_recipes_are_named_with_file_and_key(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match="no recipe is called 'tiney'; did you mean 'tiny'"):
-        recipe.load("tiney")
+    for word, meant in (
+        ("tiney", "tiny"),
+        ("v1/pretrain_k400_base_1600", "v1/pretrain_k400_base_1600e"),
+        ("finetune_k400_huge_50e", "v1/finetune_k400_huge_50e"),
+    ):
+        with pytest.raises(UsageError, match=f"no recipe is called '{word}'; did you mean '{meant}'"):
+            recipe.load(word)
+    with pytest.raises(UsageError, match="no recipe is called 'zzz'; `tubelet list` has those that come with Tubelet"):
+        recipe.load("zzz")
     with pytest.raises(UsageError, match=r"no such recipe: some/where.yaml"):
         recipe.load("some/where.yaml")
 

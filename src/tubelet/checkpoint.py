@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,36 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def replace_folder(place: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of ``place`` when all is written.
+
+    After a kill between the two moves `settle_folder` ends what was begun.
+    """
+    fresh, before = _beside(place)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
+    shutil.rmtree(before, ignore_errors=True)
+    if place.exists():
+        place.replace(before)
+    fresh.replace(place)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def settle_folder(place: Path) -> None:
+    """Ends what a killed `replace_folder` began: where the old folder was moved away, the new one is whole."""
+    fresh, before = _beside(place)
+    if before.exists() and not place.exists():
+        (fresh if fresh.exists() else before).replace(place)
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _beside(place: Path) -> tuple[Path, Path]:
+    return place.with_name(f"next-{place.name}"), place.with_name(f"previous-{place.name}")
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -147,7 +148,8 @@ def _recipe_help(args: Namespace | None) -> str:
         learner, backbone, tasks, values = "videomae", "vit", ["knn"], {}
         word = "default"
         head = (
-            f"\nPackaged recipes: {', '.join(recipe.packaged())}. The options of yours: tubelet train RECIPE --help\n"
+            f"\nPackaged recipes: {', '.join(name for name in recipe.packaged() if '/' not in name)}, and those that "
+            "`tubelet list` has. The options of yours: tubelet train RECIPE --help\n"
         )
     else:
         chosen = recipe.load(args.recipe, args.dotted)
@@ -192,11 +194,13 @@ def train(args: Namespace, dotted: list[str]) -> None:
     run.train(chosen, out, asked)
     dist.stop()
     judge = "predict {} video.mp4" if chosen.learner["name"] == "supervised" else "evaluate {} --baseline"
+    if (out / "best").exists():
+        say(f"{out} has the weights of the last step, {out / 'best'} those that were best by {chosen.train['best']}")
     say(f"done: {out}; next: tubelet {judge.format(out)}, tubelet report {out}")
 
 
 @command(
-    "show", "tubelet show small_gpu --backbone.size base",
+    "show", "tubelet show presets/pretrain_small_24gb --backbone.size base",
     argument("recipe", metavar="RECIPE", help="a YAML file, a run's folder, or a packaged name"),
     argument("--no-build", action="store_true", help="only the settings: no weights counted, nothing imported"),
     dotted=Dotted("RECIPE [--section.option VALUE ...] [--no-build]", _recipe_help, ("--name", "--seed")),
@@ -215,8 +219,12 @@ def _shapes(chosen: Any) -> list[str]:
     """What the recipe makes, without making it: weights on the meta device have shapes only."""
     import torch
 
+    from tubelet.train import schedule
+
     config = {key: value for key, value in chosen.backbone.items() if key not in ("name", "init")}
     options = {key: value for key, value in chosen.learner.items() if key != "name"}
+    if "made_for" in config and config["made_for"] is None:
+        config["made_for"] = [chosen.data["frames"], chosen.data["size"], chosen.data["size"]]
     if "classes" in registry.schema(*registry.place("methods", chosen.learner["name"])).__annotations__:
         options["classes"] = 2  # as many as the manifest has, once it is read
     with torch.device("meta"):
@@ -224,11 +232,14 @@ def _shapes(chosen: Any) -> list[str]:
         learner = registry.build("methods", chosen.learner["name"], backbone=backbone, **options)
     frames, size, batch = chosen.data["frames"], chosen.data["size"], chosen.train["batch"]
     grid = backbone.grid(frames, size, size)
-    count = sum(p.numel() for p in backbone.parameters()), sum(p.numel() for p in learner.parameters())
+    step = schedule.StepSize(batch, chosen.data["repeats"], micro_batch=chosen.train["micro_batch"])
+    learnt = [p for p in learner.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in backbone.parameters()), sum(p.numel() for p in learnt)
     return [
         f"weights: {count[0]:,} in the backbone, {count[1]:,} in all",
         f"batch: video B C T H W = {batch} 3 {frames} {size} {size}, views {chosen.data['views']}",
         f"grid: {' x '.join(map(str, grid))} = {grid[0] * grid[1] * grid[2]} tokens of width {backbone.dim}",
+        f"step, in one process: {step.describe(chosen.train['lr'])}",
     ]
 
 
@@ -243,10 +254,21 @@ def list_all(args: Namespace, _: list[str]) -> None:
         for name, place in registry.catalogue(folder).items():
             summary = (registry.schema(*place).__doc__ or "").strip().splitlines()
             print(f"  {name:12} {summary[0] if summary else ''}")
-    print("recipes:")
-    for name in recipe.packaged():
-        first = recipe.find(name).read_text(encoding="utf-8").splitlines()[0]
-        print(f"  {name:12} {first.removeprefix('# ')}")
+    for folder, group in itertools.groupby(recipe.packaged(), lambda name: name.rpartition("/")[0]):
+        names = list(group)
+        print(f"recipes in {folder}:" if folder else "recipes:")
+        width = max(12, *map(len, names))
+        for name in names:
+            print(f"  {name:{width}} {recipe.summary(name)}")
+    _list_tables()
+
+
+def _list_tables() -> None:
+    from tubelet.ablate import tables
+
+    print("ablations:")
+    for table in map(tables.named, tables.names()):
+        print(f"  {table.name:14} {table.title}{f' (VideoMAE, table {table.paper})' if table.paper else ''}")
 
 
 def _task_help(args: Namespace | None) -> str:
@@ -437,6 +459,40 @@ def convert(args: Namespace, _: list[str]) -> None:
     for line in done.proof:
         say(line)
     say(f"wrote {args.out}")
+
+
+def _ablate_help(args: Namespace | None) -> str:
+    return f"{_task_help(args)}\n\nOptions of the recipe, such as --data.manifest: tubelet train RECIPE --help"
+
+
+@command(
+    "ablate", "tubelet ablate mask tiny --data.manifest clips.csv --seeds 0 1 2 --out runs/ablate",
+    argument("table", metavar="TABLE", help="a table of the paper or one of ours; `list` shows them"),
+    argument("recipe", metavar="RECIPE", nargs="?", default="tiny", help="what its rows change (default: tiny)"),
+    argument("--out", type=Path, default=Path("runs/ablate"), metavar="DIR", help="default: runs/ablate"),
+    argument("--seeds", nargs="+", type=whole, default=[0], metavar="N", help="of the runs (default: 0)"),
+    argument("--tasks", nargs="+", metavar="TASK", default=["finetune"], help="judges (default: finetune)"),
+    argument("--labels-per-class", type=whole, metavar="N", help="learn from that many videos of each class"),
+    argument("--manifests", nargs="+", type=Path, metavar="FILE", default=[], help="for the tables data and transfer"),
+    argument("--init", type=Path, metavar="DIR", help="also judge this encoder, untrained: a run or a converted one"),
+    argument("--only", nargs="+", metavar="ROW", default=[], help="run these rows alone"),
+    argument("--dry-run", action="store_true", help="only say what there is to run"),
+    argument("--report", action="store_true", help="run nothing, write what there is"),
+    dotted=Dotted("TABLE [RECIPE] [options] [--section.option VALUE ...] [--task.option VALUE ...]", _ablate_help,
+                  ("--name", "--seed")),
+)  # fmt: skip
+def ablate(args: Namespace, dotted: list[str]) -> None:
+    """Reproduce a table or curve of the VideoMAE paper on your videos, beside the published numbers.
+
+    Runs that are there already are used, also those of other tables in the same folder; the same command again goes
+    on where it stopped, and several such commands share the work.
+    """
+    if args.table == "list":
+        return _list_tables()
+    from tubelet.ablate.command import ablate as run_table
+
+    options = {key: value for key, value in vars(args).items() if key not in ("table", "recipe")}
+    return run_table(args.table, args.recipe, dotted, **options)
 
 
 @command("demo", "tubelet demo --out runs/demo",

@@ -36,6 +36,10 @@ class Backbone(nn.Module):
     dim: int
     config: dict[str, Any]
     """``{"name": ..., **arguments}``: enough to build it again with `registry.build`."""
+    mean: Tensor
+    """C 1 1 1: what is subtracted from the pixels."""
+    deviation: Tensor
+    """C 1 1 1: what they are then divided by."""
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """The grid of cubes for a clip of that size.
@@ -57,7 +61,10 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Every parameter once, grouped from the input to the output, for layer-wise learning-rate decay."""
+        """Every parameter once, grouped from the input to the output, for layer-wise learning-rate decay.
+
+        The last group is what comes after the last block, such as a norm; it is empty where nothing does.
+        """
         raise NotImplementedError
 
     def start_from(self, source: Backbone) -> None:
@@ -92,9 +99,14 @@ class Learner(nn.Module):
         """The named parameters that `phase` trains: all that require a gradient, unless a learner says otherwise."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
+    @property
+    def exported(self) -> Backbone:
+        """What is exported, judged and embedded with: the backbone, or a moving average of it."""
+        return self.backbone
+
     def embed(self, batch: Batch) -> Tensor:
         """One vector a clip, B D: the mean of the backbone's tokens."""
-        return self.backbone(batch["video"][0]).tokens.mean(dim=1)  # B D
+        return self.exported(batch["video"][0]).tokens.mean(dim=1)  # B D
 
     def before_step(self, now: Now) -> None:
         """Called before each step: assign clusters, refresh a bank."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ FOLDER = Path(__file__).parent / "recipes"
 MISSING = "???"
 """What a recipe writes where its user must give a value."""
 SECTIONS = ("data", "backbone", "learner", "train", "evaluate")
-NOT_WRITTEN = {"data": {"seed"}, "learner": {"classes"}, "train": {"seed", "about"}}
+NOT_WRITTEN = {"data": {"seed", "segments"}, "learner": {"classes"}, "train": {"seed", "about"}}
 """Arguments that code fills in: from the recipe's one seed, from the manifest."""
 
 
@@ -101,7 +102,8 @@ class Recipe:
     @property
     def clip(self) -> dict[str, Any]:
         """The shape of a clip, as tasks and backbone.json have it."""
-        return {key: self.data[key] for key in ("frames", "stride", "reference_fps", "size")}
+        shape = {key: self.data[key] for key in ("frames", "stride", "reference_fps", "size")}
+        return shape | ({"segments": True} if self.data["sampling"] == "segments" else {})
 
     def to_yaml(self) -> str:
         """All that there is to know to do the same again; `load` and `from_yaml` read it back exactly."""
@@ -135,8 +137,19 @@ EXAMPLES = {"data.manifest": "clips.csv", "backbone.init": "runs/NAME"}
 
 
 def packaged() -> list[str]:
-    """The names of the recipes that come with Tubelet."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """The names of the recipes that come with Tubelet, such as "tiny" and "v1/pretrain_k400_base_1600e"."""
+    names = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")]
+    return sorted(names, key=lambda name: ("/" in name, natural(name)))
+
+
+def natural(name: str) -> list[str | int]:
+    """Sorts 800 epochs before 1600."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def summary(name: str) -> str:
+    """The first line of a packaged recipe."""
+    return find(name).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
 def find(path_or_name: str | Path) -> Path:
@@ -150,11 +163,14 @@ def find(path_or_name: str | Path) -> Path:
         return path
     if path.is_dir() and (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
-    if path.name in packaged() and str(path) == path.name:
-        return FOLDER / f"{path.name}.yaml"
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise UsageError(f"no such recipe: {path}; packaged ones are {', '.join(packaged())}")
-    raise UsageError(f"no recipe is called {str(path)!r}{registry.nearest(str(path), packaged())}")
+    name = path.as_posix()
+    if name in packaged():
+        return FOLDER / f"{name}.yaml"
+    close = _close(name, packaged(), 0.5)
+    meant = f"did you mean {close!r}?" if close else "`tubelet list` has those that come with Tubelet"
+    if path.suffix in (".yaml", ".yml"):
+        raise UsageError(f"no such recipe: {path}; `tubelet list` has those that come with Tubelet")
+    raise UsageError(f"no recipe is called {name!r}; {meant}")
 
 
 def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -169,7 +185,8 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         TubeletError: ``backbone.init`` is not a run.
     """
     path = find(path_or_name)
-    source = path.stem if path.parent == FOLDER else str(path)
+    known_as = path.relative_to(FOLDER).with_suffix("").as_posix() if path.is_relative_to(FOLDER) else None
+    source = known_as or str(path)
     given = _read_overrides(overrides)
     written = _sections(_mapping(path.read_text(encoding="utf-8"), str(path)), given, str(path))
     run = _of_run(given.get("backbone.init", written["backbone"].get("init")))
@@ -181,7 +198,8 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if chosen["backbone"] != run.get("backbone.name"):  # another architecture shares only the clip with that run
         run = {key: value for key, value in run.items() if key.startswith("data.")}
     values = {key: option.default for key, option in known.items()}
-    values |= {"name": Path(path).stem} | {key: value for key, value in run.items() if key in known}
+    name = known_as.replace("/", "-") if known_as else path.stem  # its run is one folder, not folders in folders
+    values |= {"name": name} | {key: value for key, value in run.items() if key in known}
     for key, value in flat(written):
         if key not in known:
             raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")

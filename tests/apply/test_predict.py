@@ -37,6 +37,16 @@ def test_probabilities_are_those_of_the_named_classes(classifier, clips):
     assert dict(found.whole.classes)["class 0"] == pytest.approx(mean, abs=1e-6)
 
 
+def test_a_classifier_of_segments_looks_at_the_whole_video(clips, tmp_path, monkeypatch):
+    """As it was trained and is tested: one frame from the middle of each of four parts."""
+    recipe = make_recipe(tmp_path / "r.yaml", clips, "supervised", data={"sampling": "segments"})
+    run, asked, original = train(recipe, tmp_path / "run"), [], predicting.read
+    monkeypatch.setattr(predicting, "read", lambda *words: asked.append(words[1]) or original(*words))
+    found = predict(run, clips.with_name("8.mp4"))  # 16 frames of 1/15 s
+    assert len(found.segments) == 1
+    assert [round(float(t) * 15 - 0.5) for t in asked[0]] == [2, 6, 10, 14]
+
+
 def test_how_many_segments_are_read_together_does_not_matter(classifier, clips, monkeypatch):
     together = predict(classifier, clips.with_name("11.mp4"), segment_s=0.2)
     monkeypatch.setattr(predicting, "TOGETHER", 1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tubelet import draws
-from tubelet.data import read, transform
+from tubelet.data import augment, read, transform
 from tubelet.data.listing import Manifest, Video
 from tubelet.data.loader import Clips, Loader, to_device
 from tubelet.types import TubeletError
@@ -245,6 +245,63 @@ def test_what_is_trained_in_segments_is_tested_in_segments(manifest):
     assert views == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
 
+def test_the_shape_of_a_clip_remembers_segments(manifest):
+    trained = Clips(manifest, **CLIP, sampling="segments")
+    assert trained.clip == {**CLIP, "segments": True} and Clips(manifest, **CLIP).clip == CLIP
+    again = next(Loader(Clips(manifest, **trained.clip).for_testing(clips=2, crops=3), 7).once())
+    assert_same(again, next(Loader(trained.for_testing(clips=2, crops=3), 7).once()))
+    dense = next(Loader(Clips(manifest, **CLIP).for_testing(clips=2, crops=3), 7).once())
+    assert not torch.equal(again["times"][0], dense["times"][0])
+
+
+# RandAugment and repeated augmentation
+
+
+AUGMENTED = {**CLIP, "randaugment": "m9-n4", "crop": "center", "flip": False}
+
+
+def test_randaugment_comes_before_the_crop_with_the_clips_own_draws(manifest, monkeypatch):
+    order = []
+    cropped, augmented = transform.center_crop, augment.RandAugment.__call__
+    monkeypatch.setattr(transform, "center_crop", lambda clip, size: order.append("crop") or cropped(clip, size))
+    monkeypatch.setattr(
+        augment.RandAugment, "__call__",
+        lambda self, clip, draw: order.append(tuple(clip.shape)) or augmented(self, clip, draw),
+    )  # fmt: skip
+    (batch,) = take(Loader(Clips(manifest, **AUGMENTED), 2), 1)
+    assert order == [(4, 3, 24, 32), "crop"] * 2  # the whole decoded picture
+    assert batch["video"][0].shape == (2, 3, 4, 24, 24)
+
+
+def test_repeats_are_augmented_differently_and_opened_once(manifest, monkeypatch):
+    opened = []
+    original = read.read
+    monkeypatch.setattr(read, "read", lambda path, *rest: opened.append(path) or original(path, *rest))
+    one_place = {**AUGMENTED, "frames": 12, "stride": 1}  # of twelve frames there is one clip only
+    (batch,) = take(Loader(Clips(manifest.take([0]), **one_place, repeats=6), 6), 1)
+    assert len(opened) == 1 and len(set(batch["key"].tolist())) == 6
+    assert torch.equal(batch["times"][0], batch["times"][0][:1].expand(6, -1))
+    assert len({clip.numpy().tobytes() for clip in batch["video"][0]}) >= 4  # a few draw no operation at all
+
+
+def test_randaugment_depends_on_nothing_but_the_place_in_the_run(manifest):
+    clips = Clips(manifest, **AUGMENTED, repeats=2)
+    whole = take(Loader(clips, 4), 3)
+    numpy.random.seed(1)  # noqa: NPY002
+    for other in (take(Loader(clips, 4, workers=2), 3), take(Loader(clips, 4), 1) + take(Loader(clips, 4), 2, start=1)):
+        for one, two in zip(whole, other, strict=True):
+            assert_same(one, two)
+    plain = take(Loader(Clips(manifest, **{**AUGMENTED, "randaugment": None}, repeats=2), 4), 3)
+    assert not all(torch.equal(a["video"][0], b["video"][0]) for a, b in zip(whole, plain, strict=True))
+
+
+def test_tests_are_never_augmented(manifest):
+    clips = Clips(manifest, **AUGMENTED)
+    assert clips.for_testing().randaugment is None
+    plain = next(Loader(Clips(manifest, **CLIP).for_testing(), 7).once())
+    assert_same(next(Loader(clips.for_testing(), 7).once()), plain)
+
+
 # Files that cannot be read
 
 
@@ -318,6 +375,7 @@ def test_a_span_outside_the_video_is_unreadable(folder):
         ({"stride": 0}, "stride must be at least 1"),
         ({"size": -1}, "size must be at least 1"),
         ({"repeats": 0}, "repeats must be at least 1"),
+        ({"randaugment": "rand"}, "data.randaugment 'rand' is not understood"),
         ({"crops": 0, "sampling": "grid"}, "crops must be at least 1"),
         ({"sampling": "randon"}, "did you mean 'random'"),
         ({"crop": "centre"}, "did you mean 'center'"),

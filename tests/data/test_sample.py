@@ -89,6 +89,27 @@ def test_segments_take_one_frame_of_each_part(count, frames, seed):
         assert centres[k] == min(math.floor((k + 0.5) * count / frames + 1e-6), count - 1)
 
 
+@given(st.integers(1, 500), FRAMES, st.integers(1, 6))
+def test_segments_of_a_test_are_the_published_ones(count, frames, clips):
+    """SSv2: both sets of indices sorted and dealt out in turn (V1), or ``int(t * tick / K + tick * x)`` (V2)."""
+    tick = count / frames
+    taken = [
+        shown(sample.segments(count / 30, 30, frames, at=at), 30) for at in sample.segment_shares(clips)
+    ]
+
+    def near(chosen, positions):  # where a position is a whole number, rounding decides between it and the one before
+        return all(int(p + 1e-6) >= c >= int(p - 1e-6) for p, c in zip(positions, chosen, strict=True))
+
+    if clips == 1:
+        assert near(taken[0], [tick / 2 + tick * x for x in range(frames)])
+        return
+    for k, chosen in enumerate(taken):
+        assert near(chosen, [k * tick / clips + tick * x for x in range(frames)])
+    if clips == 2:
+        both = sorted([tick / 2 + tick * x for x in range(frames)] + [tick * x for x in range(frames)])
+        assert near(taken[0], both[0::2]) and near(taken[1], both[1::2])
+
+
 @given(st.integers(1, 500), FRAMES, st.integers(1, 8), st.integers(1, 6))
 def test_a_grid_spans_the_video(count, frames, stride, clips):
     grid = [shown(times, 30) for times in sample.grid(count / 30, 30, frames, stride / 30, clips)]

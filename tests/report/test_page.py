@@ -95,7 +95,7 @@ def test_without_matplotlib_the_page_still_has_its_numbers(run, films, monkeypat
     def refuse(*_, **__):
         raise TubeletError("figures need Matplotlib: pip install 'tubelet[viz]'")
 
-    monkeypatch.setattr(figures, "_style", refuse)
+    monkeypatch.setattr(figures, "style", refuse)
     page = write_report(run, gather(run, films, films=0)).read_text()
     assert "figures need Matplotlib" in page
     assert "71.3" in text_of(page)

@@ -12,6 +12,7 @@ from tubelet.tasks.features import views
 from tubelet.tasks.finetune import FineTune, fresh, score
 from tubelet.tasks.protocol import Protocol, labels_of
 from tubelet.tasks.scratch import Scratch, random_start
+from tubelet.train.run import load_learner
 from tubelet.types import TubeletError
 
 QUICK = {"length": "40 steps", "batch": 8, "lrs": (0.03,), "drop_path": None, "smoothing": 0.0}
@@ -133,6 +134,27 @@ def test_fresh_copies_weights_and_sets_drop_path():
     assert twin.training
     assert all(p.requires_grad for p in twin.parameters())
     assert fresh(backbone).config == backbone.config
+
+
+def test_everything_published_can_be_asked_for(protocol, tmp_path):
+    options = {"randaugment": "m7-n4-mstd0.5", "repeats": 2, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25, "ema": 0.5}
+    task = FineTune(**{**QUICK, "length": "1 epochs"}, **options, sampling="segments", test_clips=2, test_crops=3)
+    result = task(colours.backbone(), protocol, tmp_path)
+    assert (result["steps"], result["views"]) == (24 * 2 // 8, 6)
+    assert result["weights"] == "last step, moving average"
+    about = read_about(tmp_path / "run")
+    assert about["clip"] == {**colours.CLIP, "segments": True} and about["weights"] == "moving average"
+    again = load_learner(tmp_path / "run")
+    expected, _ = score(again, protocol.test, replace(protocol, clip=about["clip"]), 2, 3)
+    with (tmp_path / "predictions.csv").open(encoding="utf-8") as file:
+        written = [line["prediction"] for line in csv.DictReader(file)]
+    assert [protocol.classes[k] for k in expected.argmax(1)] == written
+
+
+def test_an_encoder_of_segments_is_tuned_in_segments(protocol, tmp_path):
+    in_segments = replace(protocol, clip={**colours.CLIP, "segments": True})
+    FineTune(**{**QUICK, "length": "2 steps"})(colours.backbone(), in_segments, tmp_path)
+    assert read_about(tmp_path / "run")["clip"]["segments"] is True
 
 
 def test_options_are_checked():

@@ -48,6 +48,18 @@ def test_it_learns_and_leaves_a_usable_run(corpus, tmp_path):
     assert checkpoint.read_about(tmp_path)["clip"] == CLIP
 
 
+def test_it_says_what_a_step_is_made_of_and_counts_videos_for_its_rate(corpus, tmp_path, capfd):
+    clips = Clips(read_manifest(corpus, "train"), **CLIP, repeats=2)
+    options = OPTIONS | {"quiet": False, "batch": 8, "micro_batch": 2, "length": "2 epochs", "warmup": "0 steps"}
+    fitted = fit(make_learner(), clips, tmp_path, **options, log_steps=1)
+    said = capfd.readouterr().err
+    assert "8 clips a step = 4 videos x repeats 2 = processes 1 x micro-batch 2 x accumulation 4" in said
+    assert (fitted.steps, fitted.clips_seen) == (6, 48)  # an epoch is each of 12 videos once, in 3 steps
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert lines[0]["lr"] == pytest.approx(0.1 * 4 / 256)
+    assert lines[2]["epoch"] == 1
+
+
 class StopAt(VideoMAE):
     """Asks to be stopped after a step, as a person with Ctrl-C would."""
 

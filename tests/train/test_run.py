@@ -12,7 +12,7 @@ import torch
 
 from tubelet import recipe
 from tubelet.checkpoint import load_backbone
-from tubelet.data.listing import Manifest, Video, read_manifest, train_and_test, write_manifest
+from tubelet.data.listing import Manifest, Video, read_manifest, train_and_test, train_and_validation, write_manifest
 from tubelet.train import run
 from tubelet.types import TubeletError
 
@@ -62,7 +62,9 @@ def test_a_learner_of_labels_never_sees_what_a_task_will_judge(corpus, tmp_path)
     assert judged
     assert not trained & judged
     assert videos[3].path not in trained | judged
-    assert len(trained) + len(judged) == 15
+    chosen = {video.path for video in train_and_validation(read_manifest(manifest))[1].videos}
+    assert chosen and not chosen & (trained | judged)
+    assert len(trained) + len(judged) + len(chosen) == 15
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,9 @@ def test_with_a_train_split_alone_a_part_of_it_is_kept_for_judging(corpus, tmp_p
         ["--data.manifest", str(corpus.parent / "alone.csv"), "--backbone.init", "none", "--backbone.name", "vit"],
     )
     assert made.data["split"] == "train"
-    assert run.make_clips(made).manifest.fingerprint == learnt.fingerprint
+    rest, chosen = train_and_validation(listed)
+    assert run.make_clips(made).manifest.fingerprint == rest.fingerprint
+    assert {v.path for v in rest.videos} | {v.path for v in chosen.videos} == {v.path for v in learnt.videos}
 
 
 def test_splits_without_labels_are_not_for_judging():

@@ -52,3 +52,37 @@ def test_warmup_then_half_a_cosine():
     assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5)))
     assert rates[100] == pytest.approx(0.1)
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize(
+    ("row", "videos", "repeats", "lr", "published"),
+    [  # VideoMAE's fine-tuning scripts: base rate -> rate
+        ("K400 S", 12 * 32, 2, 5e-4, 7.5e-4),
+        ("K400 B 800", 8 * 64, 1, 1e-3, 2e-3),
+        ("K400 B 1600", 6 * 64, 2, 5e-4, 7.5e-4),
+        ("K400 L", 2 * 64, 2, 2e-3, 1e-3),
+        ("K400 H", 8 * 64, 2, 1e-3, 2e-3),
+        ("SSv2 S", 384, 2, 1e-3, 1.5e-3),
+        ("SSv2 B 800", 512, 1, 5e-4, 1e-3),
+        ("SSv2 B 2400", 384, 2, 5e-4, 7.5e-4),
+        ("UCF101 B", 16 * 8, 2, 5e-4, 2.5e-4),
+        ("V2 B pre-training", 1024, 4, 1e-3, 4e-3),
+        ("V2 g pre-training", 2048, 4, 6e-4, 4.8e-3),
+    ],
+)
+def test_the_rate_is_the_published_one_which_counts_videos(row, videos, repeats, lr, published):
+    size = schedule.StepSize(videos * repeats, repeats)
+    assert size.videos == videos
+    assert size.rate(lr) == pytest.approx(published, rel=1e-6), row
+
+
+def test_what_a_step_is_made_of_is_said():
+    size = schedule.StepSize(batch=64, repeats=2, processes=4, micro_batch=8)
+    assert size.passes == 2
+    assert size.describe(1e-3) == (
+        "64 clips a step = 32 videos x repeats 2 = processes 4 x micro-batch 8 x accumulation 2; "
+        "peak learning rate 0.001 x 32 / 256 = 0.000125"
+    )
+    assert schedule.StepSize(64).passes == 1
+    with pytest.raises(TubeletError, match=r"micro_batch \(5\) must divide"):
+        _ = schedule.StepSize(64, micro_batch=5).passes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from tubelet import registry
 from tubelet.checkpoint import load_backbone, read_about, write_json
-from tubelet.data.listing import read_manifest
-from tubelet.learner import Backbone
+from tubelet.data.listing import Manifest, read_manifest, train_and_validation
+from tubelet.learner import Backbone, Learner
 from tubelet.log import say, warn
 from tubelet.methods.supervised import Supervised
 from tubelet.metrics.classification import paired_spread, wilson
-from tubelet.tasks.finetune import score
-from tubelet.tasks.protocol import Protocol, Result, conclude
+from tubelet.tasks.classify import Classify
+from tubelet.tasks.protocol import Protocol, Result
 from tubelet.train.run import load_learner
 from tubelet.types import Features, Grid, TubeletError
 
-Judge = Callable[[Backbone, int], dict[str, float]]
+Judge = Callable[[Learner, int], dict[str, float]]
 Results = dict[str, dict[str, Result]]
 """Task -> whose encoder ("videomae", "untrained", "scratch") -> result."""
 LOGGED = ("top1", "top5", "class_mean")
@@ -36,7 +36,7 @@ def judges(
     evaluate: Mapping[str, Mapping[str, Any]], manifest: Path, clip: Mapping[str, Any], out: Path, *,
     variant: str, seed: int = 0, **terms: Any,
 ) -> dict[str, tuple[str, Judge]]:  # fmt: skip
-    """What `train` calls while it trains: task -> (when, function of backbone and step that answers numbers).
+    """What `train` calls while it trains: task -> (when, function of learner and step that answers numbers).
 
     Every judgement also goes into ``out/evaluation``, where the last one stays. Videos without labels are no reason
     not to train: then the tasks are left out, with a warning.
@@ -53,10 +53,14 @@ def judges(
                 f"{', '.join(tuned)} left out during training: with several processes use `tubelet evaluate` afterwards"
             )
         evaluate = {name: options for name, options in evaluate.items() if name not in tuned}
+    if "classify" in evaluate and variant != "supervised":
+        raise TubeletError(f"evaluate.classify judges the classes that a learner answers, and {variant} answers none")
     if not evaluate:
         return {}
     try:
-        protocol = Protocol.from_manifest(read_manifest(manifest), dict(clip), seed=seed, **terms)
+        listing = read_manifest(manifest)
+        protocol = Protocol.from_manifest(listing, dict(clip), seed=seed, **terms)
+        choosing = for_choosing(protocol, listing) if "classify" in evaluate else protocol
     except TubeletError as error:
         warn(f"{', '.join(evaluate)} left out during training: {error}")
         return {}
@@ -64,15 +68,29 @@ def judges(
     for name, options in evaluate.items():
         when = options["every"] if options["every"] == "end" else f"every {options['every']}"
         task = registry.build("tasks", name, **{key: value for key, value in options.items() if key != "every"})
-        asked[name] = (when, partial(_judge, task, name, protocol, out, variant))
+        asked[name] = (when, partial(_judge, task, name, choosing if name == "classify" else protocol, out, variant))
     return asked
 
 
+def for_choosing(protocol: Protocol, listing: Manifest) -> Protocol:
+    """The protocol with the videos that a classifier's weights are chosen by in place of the test videos."""
+    learnt, chosen = train_and_validation(listing)
+    if chosen.fingerprint == protocol.test.fingerprint:
+        warn(
+            "too few videos to keep any for choosing: `classify` judges the test videos during training, so that "
+            "numbers of the best weights on them will be too good; a split `val` beside `test` mends it"
+        )
+    else:
+        say(f"classify judges {len(chosen)} videos that are neither trained on nor for the final test")
+    return replace(protocol, train=learnt, test=chosen)
+
+
 def _judge(
-    task: Callable[..., Result], name: str, protocol: Protocol, out: Path, variant: str, backbone: Backbone, step: int
+    task: Callable[..., Result], name: str, protocol: Protocol, out: Path, variant: str, learner: Learner, step: int
 ) -> dict[str, float]:
     with torch.enable_grad():  # the loop judges without gradients, but a task may train a head
-        result = task(backbone, protocol, folder(out, name, variant))
+        subject = learner if name == "classify" else learner.exported
+        result = task(subject, protocol, folder(out, name, variant))
     keep(out, {name: {variant: {**result, "step": step}}})
     return {key: result[key] for key in LOGGED if result.get(key) is not None}
 
@@ -104,6 +122,8 @@ def evaluate(
         Task -> variant -> result; with several seeds their mean, and ``seeds``, the top-1 of each. It is also written
         to ``run/evaluation/results.json``.
     """
+    if "classify" in tasks:
+        raise TubeletError("a classifier is judged as it is by `tubelet evaluate RUN`, without --tasks")
     about = read_about(run)
     listing = read_manifest(manifest)
     tried: dict[tuple[str, str], dict[int, Result]] = {}
@@ -133,24 +153,36 @@ def evaluate(
 def classifier(run: Path, manifest: Path, **terms: Any) -> Results:
     """Judges a classifier as it is, by the mean softmax over views: ``run`` is one that `tubelet train finetune` made.
 
+    ``run`` has the weights of the last step, ``run/best`` those that did best on the videos kept for choosing.
+
     Args:
         manifest: the videos, with labels; those that are not for training are judged.
         terms: fields of `Protocol`.
     """
-    learner, classes = load_learner(run), read_about(run)["classes"]
-    protocol = Protocol.from_manifest(read_manifest(manifest), dict(read_about(run)["clip"]), **terms)
+    about, learner = read_about(run), load_learner(run)
+    if not isinstance(learner, Supervised):
+        raise TubeletError(f"{run} has no classifier: its learner is {about['learner']['name']}")
+    classes, weights = about["classes"], which_weights(about)
+    protocol = Protocol.from_manifest(read_manifest(manifest), dict(about["clip"]), **terms)
     if protocol.classes != classes:
         raise TubeletError(
             f"{run} knows the classes {', '.join(classes)}, and {manifest} has {', '.join(protocol.classes)}"
         )
-    started = time.perf_counter()
-    assert isinstance(learner, Supervised)
-    probabilities, readable = score(learner, protocol.test, protocol, protocol.test_clips, protocol.test_crops)
-    out = folder(run, "classifier", "supervised")
-    result = conclude(probabilities[readable], readable, protocol, out, started=started)
-    results: Results = {"classifier": {"supervised": {**result, "manifest": str(manifest)}}}
+    say(f"judging the weights of {weights} on {len(protocol.test)} videos, {protocol.test_clips} x "
+        f"{protocol.test_crops} views each")  # fmt: skip
+    result = Classify()(learner, protocol, folder(run, "classifier", "supervised"))
+    facts = {"manifest": str(manifest), "step": about.get("step"), "weights": weights}
+    results: Results = {"classifier": {"supervised": {**result, **facts}}}
     keep(run, results)
     return results
+
+
+def which_weights(about: Mapping[str, Any]) -> str:
+    """Which weights a folder holds: of the last step, or the best by what; and whether they are averages."""
+    found = f"the last step ({about.get('step')})"
+    if "chosen_by" in about:
+        found = f"step {about['step']}, the best by {about['chosen_by']} ({about['value']:.4f})"
+    return f"{found}, moving average" if about.get("weights") == "moving average" else found
 
 
 def contestants(run: Path, task: str, seed: int, baseline: bool, still: bool) -> Iterator[tuple[str, str, Backbone]]:

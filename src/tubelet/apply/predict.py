@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -45,7 +45,8 @@ def predict(run: Path, video: Path, top: int = 5, segment_s: float | None = None
     Args:
         run: the folder of a supervised run, or of a pre-training run that has one within.
         top: how many classes to name.
-        segment_s: length of a segment in seconds; None = that of the run's clip. The last segment may be up to half
+        segment_s: length of a segment in seconds; None = that of the run's clip, or all of the video where the run was
+            trained on clips that span it (``sampling: segments``). The last segment may be up to half
             a segment longer or shorter.
 
     Raises:
@@ -60,11 +61,12 @@ def predict(run: Path, video: Path, top: int = 5, segment_s: float | None = None
     learner = load_learner(classifier).to(device).eval()
     clip, info = about["clip"], probe(video)
     gap_s = sample.step_s(clip["stride"], clip["reference_fps"], info.fps)
-    spans = segments(info.duration_s, segment_s or clip["frames"] * gap_s)
+    whole_s = info.duration_s if clip.get("segments") else clip["frames"] * gap_s
+    spans = segments(info.duration_s, segment_s or whole_s)
     shares = []
     for begin in range(0, len(spans), TOGETHER):
         part = spans[begin : begin + TOGETHER]
-        times = [start + sample.grid(end - start, info.fps, clip["frames"], gap_s)[0] for start, end in part]
+        times = [start + _times(end - start, info.fps, clip, gap_s) for start, end in part]
         pixels = center_crop(read(video, numpy.concatenate(times), clip["size"]), clip["size"])  # B*T C S S
         batch = pixels.unflatten(0, (len(part), -1)).transpose(1, 2).to(device).float() / 255  # B C T S S
         shares.append(learner.logits(batch).float().softmax(dim=1).cpu())  # type: ignore[operator]  # B K
@@ -80,6 +82,13 @@ def segments(duration_s: float, segment_s: float) -> list[tuple[float, float]]:
     count = max(1, round(duration_s / segment_s))
     edges = [i * segment_s for i in range(count)] + [duration_s]
     return list(pairwise(edges))
+
+
+def _times(duration_s: float, fps: float, clip: dict[str, Any], gap_s: float) -> numpy.ndarray:
+    """The moments of the one clip of a segment, taken as the classifier's test clips are: T seconds."""
+    if clip.get("segments"):
+        return sample.segments(duration_s, fps, clip["frames"])
+    return sample.grid(duration_s, fps, clip["frames"], gap_s)[0]
 
 
 def find_classifier(run: Path) -> Path:

@@ -258,6 +258,28 @@ def train_and_test(manifest: Manifest) -> tuple[Manifest, Manifest]:
     return divide(learnt, 0.2, 0)
 
 
+def train_and_validation(manifest: Manifest) -> tuple[Manifest, Manifest]:
+    """Divides the videos to learn labels from (`train_and_test`): those still learnt from, and those to choose by.
+
+    To choose by: the split ``val`` where there is a labelled ``test`` too; otherwise a tenth of the videos to learn
+    from, by group and stratified by label, always the same tenth. Only where a class would have nothing left to learn
+    from is it the test videos themselves: whoever calls has to say so.
+
+    Raises:
+        TubeletError: no video has a label, or all have the same.
+    """
+    learnt, judged = train_and_test(manifest)
+    if {video.split for video in judged.videos} == {"test"}:
+        chosen = manifest.take([r for r, v in enumerate(manifest.videos) if v.split == "val" and v.label is not None])
+        if len(chosen):
+            return learnt, chosen
+    if len(set(learnt.groups)) > 1:
+        rest, chosen = divide(learnt, 0.1, 1)
+        if set(rest.labels) == set(learnt.labels):
+            return rest, chosen
+    return learnt, judged
+
+
 def natural_sort(words: Iterable[str]) -> list[str]:
     """Sorted as people do it: '2' before '10', case aside."""
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tubelet import draws, registry
 from tubelet.data import read, sample, transform
+from tubelet.data.augment import RandAugment
 from tubelet.data.listing import Manifest, Video
 from tubelet.types import Batch, TubeletError
 
@@ -80,12 +81,15 @@ class Clips(Dataset[Taken]):
         scale: smallest and largest share of the picture's area that "resized" takes.
         ratio: smallest and largest width over height that "resized" takes.
         flip: mirror half of the clips; leave it off where left and right mean something.
+        randaugment: random changes of colour and geometry before the crop, the same in all frames, in timm's notation
+            (published for fine-tuning: "m7-n4-mstd0.5"); None = none.
         views: clips that are taken independently for each sample.
         repeats: samples that are taken from each video when it is opened.
         density: frames are taken so many times as densely as the stride says, for learners that predict the frames
             between those that the backbone sees; a clip then has frames x density of them.
         clips: how many clips a grid takes along time.
         crops: how many squares a grid takes along the long side.
+        segments: a grid takes its clips in segments; what is trained in segments is tested so in any case.
         seed: another seed gives other draws.
 
     Raises:
@@ -105,11 +109,13 @@ class Clips(Dataset[Taken]):
         scale: tuple[float, float] = (0.5, 1.0),
         ratio: tuple[float, float] = (0.75, 1.3333),
         flip: bool = True,
+        randaugment: str | None = None,
         views: int = 1,
         repeats: int = 1,
         density: int = 1,
         clips: int = 1,
         crops: int = 1,
+        segments: bool = False,
         seed: int = 0,
     ) -> None:
         self.manifest = manifest
@@ -121,7 +127,8 @@ class Clips(Dataset[Taken]):
         self.views = clips * crops if sampling == "grid" and min(self.grid) > 0 else views
         self.repeats, self.density = repeats, density
         self.seed = seed
-        self.in_segments = sampling == "segments"
+        self.in_segments = segments or sampling == "segments"
+        self.randaugment = RandAugment.parse(randaugment) if randaugment is not None else None
         self._check()
         self.labels = torch.tensor(manifest.labels, dtype=torch.int64)
         """One a row; -1 where a video has none."""
@@ -154,17 +161,16 @@ class Clips(Dataset[Taken]):
 
         What was trained in segments is tested in segments. Nothing stands in for a file that cannot be read.
         """
-        test = Clips(
+        return Clips(
             self.manifest if manifest is None else manifest, **self.clip, sampling="grid", crop="grid",
             flip=False, clips=clips, crops=crops, seed=self.seed,
         )  # fmt: skip
-        test.in_segments = self.in_segments
-        return test
 
     @property
     def clip(self) -> dict[str, Any]:
-        """The shape of a clip, as it is stored beside a backbone."""
-        return {name: getattr(self, name) for name in ("frames", "stride", "reference_fps", "size")}
+        """The shape of a clip, as it is stored beside a backbone; with ``segments`` where it is tested in them."""
+        shape = {name: getattr(self, name) for name in ("frames", "stride", "reference_fps", "size")}
+        return shape | ({"segments": True} if self.in_segments else {})
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -230,8 +236,7 @@ class Clips(Dataset[Taken]):
 
     def _times(self, duration_s: float, fps: float, gap_s: float, streams: list[Generator]) -> list[numpy.ndarray]:
         if self.sampling == "grid" and self.in_segments:
-            count = len(streams)
-            return [sample.segments(duration_s, fps, self.frames, at=(k + 0.5) / count) for k in range(count)]
+            return [sample.segments(duration_s, fps, self.frames, at=at) for at in sample.segment_shares(len(streams))]
         if self.sampling == "grid":
             return sample.grid(duration_s, fps, self.frames, gap_s, len(streams))
         if self.sampling == "segments":
@@ -244,6 +249,8 @@ class Clips(Dataset[Taken]):
         """The squares of a test grid, or one square at random."""
         if self.sampling == "grid":
             return transform.crops(clip, self.size, self.grid[1])
+        if self.randaugment is not None:
+            clip = self.randaugment(clip, stream)
         if self.crop == "resized":
             clip = transform.random_resized_crop(clip, self.size, self.scale, self.ratio, stream)
         elif self.crop == "multiscale":

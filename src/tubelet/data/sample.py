@@ -71,9 +71,9 @@ def segments(
 ) -> ndarray:
     """One time in each of ``frames`` equal parts of the video: random, or at the share ``at`` of each part.
 
-    TSN's sampler, as VideoMAE uses it for Something-Something. Its segments are ``N // T`` frames long and
-    leave the tail of the file out; these cover all of it. Its test clips take frame ``int(tick * (x + k /
-    K))`` for clip k of K; here that is ``at = (k + 0.5) / K``, which for one clip is the centre.
+    TSN's sampler, as VideoMAE uses it for Something-Something. There the segments of training are ``N // T``
+    frames long and leave the tail of the file out; these cover all of it. Test clips take frame ``int(tick *
+    (x + at))`` of segments of ``tick = N / T`` frames, as published.
 
     Returns:
         T float64, seconds from the start of the video.
@@ -81,6 +81,15 @@ def segments(
     shares = generator.random(frames) if generator is not None else at
     positions = (numpy.arange(frames) + shares) * (duration_s * fps / frames)
     return _times(positions, duration_s, fps)
+
+
+def segment_shares(clips: int) -> list[float]:
+    """Where the test clips lie in their segments: k / K, as published for two (VideoMAE) and more (V2).
+
+    They lean to the beginning: (k + 0.5) / K would be even, but not what published numbers were measured with.
+    One clip is taken from the centres; V2 would take the first frame of each segment.
+    """
+    return [0.5] if clips == 1 else [k / clips for k in range(clips)]
 
 
 def grid(duration_s: float, fps: float, frames: int, gap_s: float, clips: int = 1) -> list[ndarray]:

@@ -32,8 +32,13 @@ Result = Mapping[str, Any]
 
 
 @contextmanager
-def _style() -> Iterator[Any]:
-    """Matplotlib with our settings, drawing to memory."""
+def style(ink: str = INK, paper: str = "none") -> Iterator[Any]:
+    """Matplotlib with our settings, drawing to memory: gives the type of a figure.
+
+    Args:
+        ink: colour of lines and letters.
+        paper: colour of the ground; "none" lets the page be seen.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure  # never pyplot: no window, no global state
@@ -42,7 +47,7 @@ def _style() -> Iterator[Any]:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
     clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
     settings: Any = {
-        **dict.fromkeys(inked, INK), **dict.fromkeys(clear, "none"),
+        **dict.fromkeys(inked, ink), **dict.fromkeys(clear, paper),
         "font.size": 10.5, "font.family": "sans-serif", "text.parse_math": False, "svg.fonttype": "none",
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.axisbelow": True,
         "axes.grid": True, "grid.alpha": 0.18, "legend.frameon": False, "lines.linewidth": 1.8,
@@ -83,7 +88,7 @@ def curve(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]
         smooth: draw the values faint and their running mean over them.
         level: name and height of a dashed line to compare with.
     """
-    with _style() as figure_type:
+    with style() as figure_type:
         figure = figure_type(figsize=(4.6, 3.0))
         axes = figure.add_subplot()
         scale = 100 if percent else 1
@@ -118,7 +123,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     shares = 100 * counts / counts.sum(axis=1, keepdims=True).clip(1)
     number = len(classes)
     top = 100 if number <= 20 else max(1.0, shares.max())  # many classes have faint diagonals
-    with _style() as figure_type:
+    with style() as figure_type:
         from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
         fading = [to_rgba(SHADE, 0.0), to_rgba(SHADE, 1.0)]  # into the page, light or dark
@@ -149,7 +154,7 @@ def bars(results: Mapping[str, Mapping[str, Result]], chance: float | None = Non
     """Top-1 accuracy of each task (group) and encoder (bar) with its 95 % interval; dots are single seeds."""
     variants = list(dict.fromkeys(variant for by_variant in results.values() for variant in by_variant))
     count = sum(len(by_variant) for by_variant in results.values())
-    with _style() as figure_type:
+    with style() as figure_type:
         figure = figure_type(figsize=(7.6, 0.9 + 0.34 * count + 0.25 * len(results)))
         axes = figure.add_subplot()
         height, ticks, named = 0.0, [], set()
@@ -193,7 +198,7 @@ def embedding_map(points: ndarray, labels: Sequence[int], classes: Sequence[str]
         SVG in which the points of class k are the ``<use>`` elements of the group ``map-k`` (k = -1 for no label),
         in the order of their index.
     """
-    with _style() as figure_type:
+    with style() as figure_type:
         figure = figure_type(figsize=(8.2, 6.2))
         axes = figure.add_subplot()
         numbers = numpy.asarray(labels)

@@ -6,25 +6,25 @@ import copy
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from tubelet import dist, draws, registry
 from tubelet.checkpoint import weights_hash, write_json
 from tubelet.data.listing import Manifest
-from tubelet.data.loader import Clips, to_device
+from tubelet.data.loader import Clips
 from tubelet.learner import Backbone
 from tubelet.log import read_metrics, say
 from tubelet.methods.supervised import Supervised
 from tubelet.registry import register
-from tubelet.tasks.features import contents, say_unreadable, views
+from tubelet.tasks.classify import score
+from tubelet.tasks.features import contents
 from tubelet.tasks.protocol import Protocol, Result, conclude, folds, labels_of, quality
 from tubelet.train import schedule
 from tubelet.train.fit import fit
-from tubelet.train.parallel import autocast
 from tubelet.types import TubeletError
 
 
@@ -35,21 +35,34 @@ class FineTune:
     With several learning rates the best is chosen first: each is tried, at the same number of steps, on four fifths
     of the training videos and judged on the last fifth. The tuned network is left in ``out/run``, a run like any other.
 
+    The published regularisation is there to be asked for: randaugment "m7-n4-mstd0.5", mixup 0.8, cutmix 1, erasing
+    0.25, repeats 2. It is for long trainings of large networks.
+
     Args:
         length: how long, such as "30 epochs" or "500 steps".
-        batch: clips a step, over all processes.
+        batch: clips a step, over all processes, repeats of a video included.
         micro_batch: clips for each forward pass of one process; None = its share of the batch.
-        lrs: peak learning rates for a batch of 256 (scaled by batch / 256) to choose from.
+        lrs: peak learning rates for 256 videos a step (scaled by videos / 256) to choose from.
         layer_decay: factor on the learning rate from one layer to the one before it.
         drop_path: as in the backbone, for this training; None leaves the backbone's own.
+        pool: what the head sees: the "mean" of the tokens or the "first" one.
+        head_norm: a norm between pooling and head.
         dropout: before the head.
         smoothing: label smoothing.
+        mixup: clips are added up in shares from Beta(a, a), this is a; 0 = never.
+        cutmix: likewise with a box of one clip put into another.
+        erasing: chance of a clip to lose a random box to noise.
+        ema: share of the moving average of the weights that is kept at a step; what is tested is then the average.
         weight_decay: of matrices.
         warmup: how long the learning rate rises.
         clip_norm: largest norm of the gradient; 0 = no clipping.
-        sampling: how training clips are taken in time: "random" or "dense".
+        sampling: how training clips are taken in time: "random", "dense" (published for Kinetics) or in "segments" (for
+            Something-Something), which are then tested in segments too; None = "segments" where the encoder's run was
+            trained so, else "random".
         crop: how they are cropped: "resized", "multiscale" or "center".
         scale: smallest and largest share of the picture that "resized" takes.
+        randaugment: random changes of colour and geometry, such as "m7-n4-mstd0.5"; None = none.
+        repeats: clips of each video when it is opened.
         test_clips: clips along time for testing; None = the protocol's.
         test_crops: squares along the long side for testing; None = the protocol's.
         seed: of the head, the data order and the augmentation; None = the protocol's.
@@ -63,14 +76,22 @@ class FineTune:
         lrs: tuple[float, ...] = (1e-3, 4e-3, 1.6e-2),
         layer_decay: float = 0.75,
         drop_path: float | None = 0.1,
+        pool: Literal["mean", "first"] = "mean",
+        head_norm: bool = True,
         dropout: float = 0.0,
         smoothing: float = 0.1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        erasing: float = 0.0,
+        ema: float = 0.0,
         weight_decay: float = 0.05,
         warmup: str = "10 %",
         clip_norm: float = 0.0,
-        sampling: Literal["random", "dense"] = "random",
+        sampling: Literal["random", "dense", "segments"] | None = None,
         crop: Literal["resized", "multiscale", "center"] = "resized",
         scale: tuple[float, float] = (0.5, 1.0),
+        randaugment: str | None = None,
+        repeats: int = 1,
         test_clips: int | None = None,
         test_crops: int | None = None,
         seed: int | None = None,
@@ -78,17 +99,24 @@ class FineTune:
         if not lrs:
             raise TubeletError("finetune.lrs needs at least one learning rate")
         self.length, self.batch, self.lrs, self.drop_path = length, batch, tuple(lrs), drop_path
-        self.head = {"dropout": dropout, "smoothing": smoothing}
+        self.head: dict[str, Any] = {
+            "pool": pool, "head_norm": head_norm, "dropout": dropout, "smoothing": smoothing, "mixup": mixup,
+            "cutmix": cutmix, "erasing": erasing, "ema": ema,
+        }  # fmt: skip
         self.training = {
             "batch": batch, "micro_batch": micro_batch, "layer_decay": layer_decay, "weight_decay": weight_decay,
             "warmup": warmup, "clip_norm": clip_norm, "min_lr": 1e-6, "betas": (0.9, 0.999),
         }  # fmt: skip
-        self.clips = {"sampling": sampling, "crop": crop, "scale": tuple(scale)}
+        self.clips: dict[str, Any] = {
+            "sampling": sampling, "crop": crop, "scale": tuple(scale), "randaugment": randaugment, "repeats": repeats
+        }  # fmt: skip
         self.test_clips, self.test_crops, self.seed = test_clips, test_crops, seed
 
     def __call__(self, backbone: Backbone, protocol: Protocol, out: Path) -> Result:
         started = time.perf_counter()
-        steps = schedule.steps(self.length, max(1, len(protocol.train) // self.batch))
+        if self.clips["sampling"] == "segments":
+            protocol = replace(protocol, clip={**protocol.clip, "segments": True})
+        steps = schedule.steps(self.length, max(1, len(protocol.train) * self.clips["repeats"] // self.batch))
         known = self.begin(backbone, protocol, out, steps)
         if "lr" not in known:
             known["lr"], known["tried"] = self.choose(backbone, protocol, steps, out / "sweep")
@@ -101,6 +129,7 @@ class FineTune:
         return conclude(
             probabilities[readable], readable, protocol, out, started=started, lr=known["lr"], tried=known["tried"],
             steps=steps, views=clips * crops, train_top1=curve[-1] if curve else None, run="run",
+            weights="last step" + (", moving average" if self.head["ema"] else ""),
         )  # fmt: skip
 
     def begin(self, backbone: Backbone, protocol: Protocol, out: Path, steps: int) -> dict[str, Any]:
@@ -157,7 +186,9 @@ class FineTune:
     ) -> Supervised:
         """A fine-tuned copy of the backbone, with its head."""
         seed = self._seed(protocol)
-        clips = Clips(manifest, **protocol.clip, **self.clips, flip=protocol.flip, seed=seed)
+        in_segments = bool(protocol.clip.get("segments"))
+        sampling = self.clips["sampling"] or ("segments" if in_segments else "random")
+        clips = Clips(manifest, **protocol.clip, **{**self.clips, "sampling": sampling}, flip=protocol.flip, seed=seed)
         head = {"name": "supervised", "classes": len(protocol.classes), **self.head}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draws.key(seed, "finetune"))
@@ -182,27 +213,3 @@ def fresh(backbone: Backbone, drop_path: float | None = None) -> Backbone:
         twin = registry.build("backbones", config.pop("name"), **config)
         twin.load_state_dict(backbone.state_dict())
     return twin.requires_grad_().train()
-
-
-@torch.no_grad()
-def score(learner: Supervised, manifest: Manifest, protocol: Protocol, clips: int, crops: int) -> tuple[Tensor, Tensor]:
-    """The softmax of each video, averaged over its ``clips * crops`` views, by id.
-
-    Returns:
-        N K probabilities (zeros where unreadable) and N bool, which could be read.
-    """
-    device = dist.device()
-    learner.to(device).eval()
-    probabilities = torch.zeros(len(manifest), len(protocol.classes))
-    readable = torch.zeros(len(manifest), dtype=torch.bool)
-    loader = views(manifest, protocol, clips, crops)
-    for batch in loader.once():
-        batch = to_device(batch, device)
-        with autocast("auto", device):
-            logits = torch.stack([learner.logits(video).float() for video in batch["video"]])  # V B K
-        rows = batch["id"].cpu()
-        probabilities[rows] = logits.softmax(dim=2).mean(dim=0).cpu()  # B K
-        readable[rows] = batch["readable"].cpu()
-    missing = (~readable).nonzero().flatten().tolist()
-    say_unreadable(manifest, {row: loader.unreadable.get(str(manifest[row].path), "unreadable") for row in missing})
-    return probabilities * readable[:, None], readable

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from tubelet import dist, draws
 from tubelet.data.inspect import write_unreadable
 from tubelet.data.loader import Clips, Loader, to_device
-from tubelet.learner import Backbone, Learner, Now
-from tubelet.log import Metrics, warn
+from tubelet.learner import Learner, Now
+from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.optim import adamw, set_rate
-from tubelet.train.parallel import autocast, distribute, shared_cores
+from tubelet.train.parallel import Precision, distribute, shared_cores
 from tubelet.train.progress import Progress, Stretch
 from tubelet.train.state import RunState
+from tubelet.train.step import take_step
+from tubelet.train.stop import stop_signals
 from tubelet.types import Batch, TubeletError
 
-Judge = Callable[[Backbone, int], dict[str, float]]
-"""Judges a backbone after some step; its numbers are logged."""
+Judge = Callable[[Learner, int], dict[str, float]]
+"""Judges a learner, in evaluation mode, after some step; its numbers are logged."""
 
 
 class Fitted(NamedTuple):
@@ -65,15 +63,16 @@ def fit(
     seed: int = 0,
     about: dict[str, Any] | None = None,
     judges: dict[str, tuple[str, Judge]] | None = None,
+    best: str | None = None,
     quiet: bool = False,
 ) -> Fitted:
     """Trains ``learner`` on ``clips`` and leaves a usable run in ``out``; resumes by itself when one is there.
 
     Args:
         length: how long, such as "40 epochs" or "10k steps".
-        batch: clips for each optimiser step, over all processes.
+        batch: clips for each optimiser step, over all processes, repeats of a video included.
         micro_batch: clips for each forward pass of one process; None = its share of the batch in one go.
-        lr: peak learning rate for a batch of 256 clips; it is scaled by batch / 256.
+        lr: peak learning rate for 256 videos a step; it is scaled by videos / 256, where repeats do not count.
         min_lr: learning rate at the end, scaled likewise.
         warmup: how long the learning rate rises from 0.
         weight_decay: of matrices; biases, norms and tokens are not decayed.
@@ -87,7 +86,8 @@ def fit(
         seed: of the data order, the augmentation and the masks.
         about: written into backbone.json beside the weights.
         judges: name -> (when, function): judged during training, logged as "name/metric".
-        quiet: no progress bar.
+        best: number of a judge, such as "classify/top1": the weights with the highest are kept in the folder "best".
+        quiet: no progress bar, and no line on what a step is made of.
 
     Raises:
         TubeletError: a loss or gradient that is not finite (before the step that would use it), a checkpoint of
@@ -98,15 +98,23 @@ def fit(
         more={"batch": batch, "micro_batch": micro_batch, "lr": lr, "log_steps": log_steps, "layer_decay": layer_decay},
         not_less={"weight_decay": weight_decay, "clip_norm": clip_norm, "min_lr": min_lr},
     )
-    device, judges = dist.device(), judges or {}
+    judges = judges or {}
+    if best is not None and best.partition("/")[0] not in judges:
+        raise TubeletError(
+            f"train.best {best} is a number of no task in the section evaluate: write it like classify/top1 and keep "
+            "evaluate.classify, or set train.best to none"
+        )
     loader = Loader(clips, batch, workers=workers, rank=dist.rank(), world=dist.world_size())
-    epoch_steps = loader.steps_per_epoch
-    total = schedule.steps(length, epoch_steps)
+    size = schedule.StepSize(batch, clips.repeats, dist.world_size(), micro_batch)
+    total = schedule.steps(length, loader.steps_per_epoch)
     if total == 0:
         raise TubeletError(f"train.length {length!r} is no step at all")
-    warm = schedule.steps(warmup, epoch_steps, total)
-    pieces = _pieces(batch, micro_batch)
-    model = distribute(learner, device).train()
+    warm = schedule.steps(warmup, loader.steps_per_epoch, total)
+    rates = size.rate(lr), size.rate(min_lr)
+    plan = _Plan(total, loader.steps_per_epoch, warm, *rates, size.passes, clip_norm, precision)
+    if not quiet:
+        say(size.describe(lr))
+    model = distribute(learner, dist.device()).train()
     optimisers = {
         phase: adamw(learner, phase, weight_decay=weight_decay, betas=betas, layer_decay=layer_decay)
         for phase in learner.phases
@@ -119,37 +127,29 @@ def fit(
     metrics = Metrics(out, after=run.step) if dist.is_main() else None
 
     with (
-        _stop_signals() as stop,
+        stop_signals() as stop,
         shared_cores(workers),
         Progress(total, run.step, batch, quiet or not dist.is_main()) as bar,
     ):
+        for name in _missed(run, plan, judges):
+            _judge(run, name, judges[name][1], metrics, best)
         batches = loader.batches(run.step) if run.step < total else iter(())
         stretch = Stretch(run)
         while run.step < total:
-            started = time.perf_counter()
-            data = to_device(next(batches), device)
-            epoch, within = divmod(run.step, epoch_steps)
-            rate = schedule.warmup_cosine(run.step, total, warm, lr * batch / 256, min_lr * batch / 256)
-            learner.before_step(Now(run.step, epoch, within == 0, run.step / total, loader.once))
-            for phase, optimiser in optimisers.items():
-                set_rate(optimiser, rate)
-                stretch.add(_step(model, learner, phase, optimiser, data, pieces, clip_norm, precision, clips))
-            run.step += 1
-            learner.after_step(Now(run.step, epoch, within == 0, run.step / total, loader.once))
-            run.seconds += time.perf_counter() - started
-            run.loss = stretch.loss
+            rate = _step(run, plan, model, loader, batches, stretch)
             bar.show(run.step, run.loss)
             if run.step % log_steps == 0 or run.step == total:
                 _report_unreadable(loader, run)
                 if metrics:
-                    metrics.write(run.step, epoch=run.step / epoch_steps, lr=rate, **stretch.summary(run, batch))
+                    epoch = run.step / plan.epoch
+                    metrics.write(run.step, epoch=epoch, lr=rate, **stretch.summary(run, batch))
                 stretch = Stretch(run)
             stopping = dist.any_process(stop.asked)
-            due = [name for name, (when, _) in judges.items() if schedule.due(when, run.step, epoch_steps, total)]
-            if stopping or due or schedule.due(save, run.step, epoch_steps, total):
+            due = [name for name, (when, _) in judges.items() if plan.due(when, run.step)]
+            if stopping or due or plan.due(save, run.step):
                 run.save()  # before it is judged, which can take long
             for name in due:
-                _judge(learner, name, judges[name][1], run.step, metrics)
+                _judge(run, name, judges[name][1], metrics, best)
             if stopping and run.step < total:
                 raise Interrupted(
                     f"stopped at step {run.step} of {total} and saved in {out}: the same command goes on from there"
@@ -157,6 +157,46 @@ def fit(
     if metrics:
         metrics.close()
     return Fitted(run.step, run.step * batch, run.seconds, run.loss)
+
+
+class _Plan(NamedTuple):
+    """What is the same at every step."""
+
+    total: int
+    epoch: int
+    warmup: int
+    peak: float
+    low: float
+    passes: int
+    clip_norm: float
+    precision: Precision
+
+    def due(self, when: str, step: int) -> bool:
+        return schedule.due(when, step, self.epoch, self.total)
+
+
+def _step(
+    run: RunState, plan: _Plan, model: nn.Module, loader: Loader, batches: Iterator[Batch], stretch: Stretch
+) -> float:
+    """One step of every phase, with the learner's hooks around it; returns the learning rate."""
+    started = time.perf_counter()
+    learner, batch = run.learner, to_device(next(batches), dist.device())
+    epoch, within = divmod(run.step, plan.epoch)
+    rate = schedule.warmup_cosine(run.step, plan.total, plan.warmup, plan.peak, plan.low)
+    learner.before_step(Now(run.step, epoch, within == 0, run.step / plan.total, loader.once))
+    for phase, optimiser in run.optimisers.items():
+        set_rate(optimiser, rate)
+        stretch.add(
+            take_step(
+                model, learner, phase, optimiser, batch, plan.passes, plan.clip_norm, plan.precision,
+                loader.clips.manifest,
+            )
+        )  # fmt: skip
+    run.step += 1
+    learner.after_step(Now(run.step, epoch, within == 0, run.step / plan.total, loader.once))
+    run.seconds += time.perf_counter() - started
+    run.loss = stretch.loss
+    return rate
 
 
 def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) -> None:
@@ -169,114 +209,35 @@ def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) 
             raise TubeletError(f"train.{name} must be 0 or more, not {value:g}")
 
 
-class _Stepped(NamedTuple):
-    """What one step of one phase gave; not a number where the learner had nothing to learn from."""
-
-    loss: float
-    grad_norm: float
-    metrics: dict[str, float]
-
-
-def _step(
-    model: nn.Module,
-    learner: Learner,
-    phase: str,
-    optimiser: torch.optim.Optimizer,
-    data: Batch,
-    pieces: int,
-    clip_norm: float,
-    precision: Literal["auto", "float32", "bfloat16"],
-    clips: Clips,
-) -> _Stepped:
-    """One optimiser step of one phase. Nothing is touched when the loss or the gradient is not finite."""
-    device = dist.device()
-    parameters = [p for _, p in learner.parameters_of(phase)]
-    total, numbers, learnt = torch.zeros((), device=device), {}, False
-    frozen = _freeze_others(learner, parameters)
-    for index, piece in enumerate(_split(data, pieces)):
-        synchronise = index == pieces - 1 or not isinstance(model, DistributedDataParallel)
-        with nullcontext() if synchronise else model.no_sync():  # type: ignore[union-attr]
-            with autocast(precision, device):
-                loss, metrics = model(piece, phase)
-            if loss is None:
-                continue
-            learnt = True
-            (loss / pieces).backward()
-        total += loss.detach() / pieces
-        for name, value in metrics.items():
-            numbers[name] = numbers.get(name, 0.0) + float(dist.mean(torch.as_tensor(value, device=device))) / pieces
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    if not dist.any_process(learnt):
-        return _Stepped(math.nan, math.nan, numbers)
-    norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf, foreach=True)
-    value = float(dist.mean(total))
-    if dist.any_process(not math.isfinite(value) or not math.isfinite(float(norm))):
-        optimiser.zero_grad(set_to_none=True)
-        videos = ", ".join(str(clips.manifest[row].path) for row in data["id"].tolist()[:8])
-        raise TubeletError(
-            f"the {'gradient' if math.isfinite(value) else 'loss'} is not finite (loss {value:g}); stopped before "
-            f"the weights were touched, the last checkpoint is good. Videos of this batch (the first 8): {videos}. "
-            "Try a lower train.lr, train.clip_norm 1.0 or train.precision float32"
-        )
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return _Stepped(value, float(norm), numbers)
-
-
-def _freeze_others(learner: Learner, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Freezes what another phase trains, so that no gradient of this one reaches it; returns what was frozen."""
-    if len(learner.phases) == 1:
+def _missed(run: RunState, plan: _Plan, judges: dict[str, tuple[str, Judge]]) -> list[str]:
+    """The judgements that a kill came before: due at the step of the checkpoint, and in no line of the log."""
+    if run.step == 0:
         return []
-    own = {id(p) for p in parameters}
-    others = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    return others
+    lines = [line for line in read_metrics(run.out / "metrics.jsonl") if line["step"] == run.step]
+    done = {key.partition("/")[0] for line in lines for key in line}
+    missed = [name for name, (when, _) in judges.items() if name not in done and plan.due(when, run.step)]
+    return dist.gather(missed)[0]
 
 
-def _split(data: Batch, pieces: int) -> Iterator[Batch]:
-    """Cuts a batch into `pieces` of one size: a list of views is cut view by view."""
-    for index in range(pieces):
-        piece: dict[str, Any] = {}
-        for name, value in data.items():
-            piece[name] = (
-                [_part(v, index, pieces) for v in value] if isinstance(value, list) else _part(value, index, pieces)
-            )
-        yield piece  # type: ignore[misc]
-
-
-def _part(value: Any, index: int, pieces: int) -> Tensor:
-    size = len(value) // pieces
-    return value[index * size : (index + 1) * size]
-
-
-def _pieces(batch: int, micro_batch: int | None) -> int:
-    """How many forward passes of one process make a step."""
-    share = batch // dist.world_size()
-    if micro_batch is None:
-        return 1
-    if share % micro_batch:
-        raise TubeletError(
-            f"train.micro_batch ({micro_batch}) must divide each process's share of train.batch, {share}"
-        )
-    return share // micro_batch
-
-
-def _judge(learner: Learner, name: str, judge: Judge, step: int, metrics: Metrics | None) -> None:
-    """Judges the backbone on the first process, and leaves the run as it was: mode and random state included."""
+def _judge(run: RunState, name: str, judge: Judge, metrics: Metrics | None, best: str | None) -> None:
+    """Judges on the first process, leaves the run as it was (mode and random state included), and keeps the best."""
     if dist.is_main():
         device = dist.device()
-        learner.eval()
+        run.learner.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:
-                numbers = judge(learner.backbone, step)
+                numbers = judge(run.learner, run.step)
             except TubeletError as error:  # no judgement is worth a run
-                warn(f"{name} left out at step {step}: {error}")
+                warn(f"{name} left out at step {run.step}: {error}")
                 numbers = {}
-        learner.train()
+        run.learner.train()
+        named = {f"{name}/{key}": value for key, value in numbers.items()}
         if metrics:
-            metrics.write(step, **{f"{name}/{key}": value for key, value in numbers.items()})
+            metrics.write(run.step, **named)
+        if best in named:
+            run.keep_best(best, named[best])
+        elif best is not None and best.startswith(f"{name}/") and named:
+            raise TubeletError(f"train.best {best} is not known: {name} gives {', '.join(named)}")
     dist.barrier()
 
 
@@ -295,29 +256,3 @@ def _report_unreadable(loader: Loader, run: RunState, limit: float = 0.1) -> Non
             f"{len(run.unreadable)} of {videos} videos cannot be read (see {listed}): "
             "check the folder with `tubelet data scan` and train on the manifest that it writes"
         )
-
-
-class _Stop:
-    asked = False
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop grants after the step; a second Ctrl-C stops at once."""
-    stop = _Stop()
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are not ours to take
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -17,7 +17,7 @@ import yaml
 
 from tubelet import dist, registry
 from tubelet.checkpoint import load_backbone, load_weights, read_about, write_atomically, write_json
-from tubelet.data.listing import Manifest, read_manifest, train_and_test
+from tubelet.data.listing import Manifest, read_manifest, train_and_test, train_and_validation
 from tubelet.data.loader import Clips
 from tubelet.learner import Backbone, Learner
 from tubelet.log import say
@@ -42,6 +42,8 @@ class Recipe(Protocol):
     def learner(self) -> Mapping[str, Any]: ...
     @property
     def train(self) -> Mapping[str, Any]: ...
+    @property
+    def evaluate(self) -> Mapping[str, Any]: ...
     def to_yaml(self) -> str: ...
 
 
@@ -62,7 +64,7 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
         about["classes"] = clips.manifest.classes
     parameters = {
         "backbone": sum(p.numel() for p in learner.backbone.parameters()),
-        "learner": sum(p.numel() for p in learner.parameters()),
+        "learner": sum(p.numel() for p in learner.parameters() if p.requires_grad),
     }
     say(
         f"{recipe.learner['name']} on {len(clips.manifest)} videos: {parameters['backbone'] / 1e6:.2f} M weights in "
@@ -102,6 +104,8 @@ def _refusal(recipe: Recipe, out: Path) -> str | None:
             difference = _difference(before.get(section), now.get(section), section)
             if difference:
                 return f"{out} holds a run of another recipe: {difference}"
+    elif path.exists() and (out / "backbone.json").exists():
+        return f"{out} holds weights alone, without a checkpoint to go on from"
     elif not path.exists() and out.exists() and any(not file.name.endswith(".tmp") for file in out.iterdir()):
         return f"{out} holds something that is not a run"
     return None
@@ -119,15 +123,24 @@ def _difference(before: Any, now: Any, name: str) -> str | None:
 
 
 def make_clips(recipe: Recipe) -> Clips:
-    """The clips to train on. A learner of labels gets labelled videos only, and none that a task will judge."""
+    """The clips to train on. A learner of labels gets labelled videos only, and none that a task will judge.
+
+    Raises:
+        TubeletError: the manifest has nothing to train on, or a split is asked for that `classify` may judge.
+    """
     options = dict(recipe.data)
     whole = read_manifest(options.pop("manifest"))
     split = options.pop("split", None)
     manifest = whole if split is None else whole.where(split)
     if registry.find("methods", recipe.learner["name"]).needs_labels:
         if split in (None, "train"):
-            manifest, _ = train_and_test(whole)
+            manifest, _ = train_and_validation(whole) if "classify" in recipe.evaluate else train_and_test(whole)
             say(f"{len(manifest)} of {len(whole)} videos are labelled and trained on; the others are kept for judging")
+        elif "classify" in recipe.evaluate:
+            raise TubeletError(
+                f"evaluate.classify keeps videos of its own apart, which data.split {split} may hold: "
+                "set data.split to train, or evaluate.classify to none"
+            )
         manifest = manifest.take([row for row, label in enumerate(manifest.labels) if label >= 0])
     return Clips(manifest, seed=recipe.seed, **options)
 

@@ -4,10 +4,53 @@ from __future__ import annotations
 
 import math
 import re
+from typing import NamedTuple
 
 from tubelet.types import TubeletError
 
 _DURATION = re.compile(r"\s*([\d.]+)\s*([kKmM]?)\s*(epochs?|steps?|%)\s*")
+
+
+class StepSize(NamedTuple):
+    """What an optimiser step is made of: the one rule for its clips and its learning rate."""
+
+    batch: int
+    """Clips."""
+    repeats: int = 1
+    """Clips of each video."""
+    processes: int = 1
+    micro_batch: int | None = None
+    """Clips of one forward pass of one process; None = all that it has."""
+
+    @property
+    def videos(self) -> int:
+        return self.batch // self.repeats
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of each process, whose gradients add up.
+
+        Raises:
+            TubeletError: the micro-batch does not divide a process's share.
+        """
+        share = self.batch // self.processes
+        if self.micro_batch is not None and share % self.micro_batch:
+            raise TubeletError(
+                f"train.micro_batch ({self.micro_batch}) must divide each process's share of train.batch, {share}"
+            )
+        return 1 if self.micro_batch is None else share // self.micro_batch
+
+    def rate(self, lr: float) -> float:
+        """The learning rate for a rate per 256 *videos*, as published: repeats of a video do not count."""
+        return lr * self.videos / 256
+
+    def describe(self, lr: float) -> str:
+        share = self.batch // self.processes // self.passes
+        return (
+            f"{self.batch} clips a step = {self.videos} videos x repeats {self.repeats} = processes {self.processes} x "
+            f"micro-batch {share} x accumulation {self.passes}; "
+            f"peak learning rate {lr:g} x {self.videos} / 256 = {self.rate(lr):g}"
+        )
 
 
 def steps(duration: str, steps_per_epoch: int, total: int | None = None) -> int:

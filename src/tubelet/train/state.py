@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tubelet import dist
-from tubelet.checkpoint import latest_state, save_backbone, save_state, save_weights
+from tubelet.checkpoint import latest_state, replace_folder, save_backbone, save_state, save_weights, settle_folder
 from tubelet.learner import Learner
+from tubelet.log import say
 from tubelet.types import TubeletError
 
 
@@ -37,6 +40,8 @@ class RunState:
         self.seconds = 0.0
         self.loss = math.nan
         self.unreadable: dict[str, str] = {}
+        self.best: float | None = None
+        """The number that the weights in ``out/best`` were chosen by."""
 
     def save(self) -> None:
         """Writes a checkpoint to go on from, and the weights to use. Every process must call it."""
@@ -57,8 +62,28 @@ class RunState:
             "unreadable": self.unreadable,
         }
         save_state(self.out / "checkpoint.pt", state)
-        save_backbone(self.out, self.learner.backbone, step=self.step, **self.about)
-        save_weights(self.out / "learner.safetensors", self.learner)
+        self._write_weights(self.out)
+
+    def _write_weights(self, folder: Path, **about: Any) -> None:
+        averaged = self.learner.exported is not self.learner.backbone
+        about = {"step": self.step, "weights": "moving average" if averaged else "as trained", **about, **self.about}
+        save_backbone(folder, self.learner.exported, **about)
+        save_weights(folder / "learner.safetensors", self.learner)
+
+    def keep_best(self, name: str, value: float) -> None:
+        """Keeps the weights of now in ``out/best`` when `value` is higher than theirs. For the first process alone.
+
+        What they were chosen by stands in their backbone.json, and is read from there when the run goes on: so it
+        is never older than the weights that it belongs to, and never newer.
+        """
+        if self.best is not None and not value > self.best:
+            return
+        with replace_folder(self.out / "best") as fresh:
+            self._write_weights(fresh, chosen_by=name, value=value)
+            if (self.out / "recipe.yaml").exists():
+                shutil.copy(self.out / "recipe.yaml", fresh)
+        self.best = value
+        say(f"best so far: {name} {value:.4f} at step {self.step}, kept in {self.out / 'best'}")
 
     def restore(self) -> None:
         """Goes back to the newest readable checkpoint, if there is one.
@@ -67,6 +92,8 @@ class RunState:
             TubeletError: the checkpoint is of a run with other settings or data.
         """
         state = latest_state(self.out)
+        if dist.is_main():
+            self.best = self._best(started=state is not None)
         if state is None:
             return
         for name, value in self.identity.items():
@@ -84,6 +111,14 @@ class RunState:
         self.unreadable = dict(state["unreadable"])
         random_states = state["random"]
         _restore_random(random_states[dist.rank() % len(random_states)])
+
+    def _best(self, started: bool) -> float | None:
+        """What the weights in ``out/best`` were chosen by; those of an earlier run, of which no checkpoint is, go."""
+        settle_folder(self.out / "best")
+        if not started:
+            shutil.rmtree(self.out / "best", ignore_errors=True)
+        about = self.out / "best" / "backbone.json"
+        return json.loads(about.read_text(encoding="utf-8"))["value"] if about.exists() else None
 
 
 def _random_state() -> dict[str, Tensor]:

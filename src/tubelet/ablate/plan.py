@@ -1,0 +1,249 @@
+"""From a table to the runs that it takes: each row and seed is a resolved recipe, and equal recipes are one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+
+from tubelet import draws, recipe, registry
+from tubelet.ablate.tables import Row, Table
+from tubelet.data.listing import Manifest, read_manifest, train_and_test
+from tubelet.recipe import Recipe, UsageError
+from tubelet.train import schedule
+from tubelet.types import TubeletError
+
+NO_EFFECT = ("workers", "quiet", "log_steps", "save")
+"""Options of train that do not change what is learnt."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An encoder to be judged: what a recipe trains, or what it begins with."""
+
+    recipe: Recipe
+    videos: Manifest
+    """What it is pre-trained on; a part of a manifest is written when it is trained."""
+    trained: bool = True
+    first: Run | None = None
+    """The run whose encoder this one begins with."""
+
+    @cached_property
+    def name(self) -> str:
+        """A hash of all that the encoder depends on; folders and manifests count by what is in them."""
+        told = self.recipe
+        about: dict[str, Any] = {"seed": told.seed, "clip": told.clip, "backbone": dict(told.backbone)}
+        if self.trained:
+            data = {key: value for key, value in told.data.items() if key != "manifest"}
+            train = {key: value for key, value in told.train.items() if key not in NO_EFFECT}
+            about |= {"data": data, "learner": told.learner, "train": train, "videos": self.videos.fingerprint}
+        if self.first:
+            about["backbone"]["init"] = self.first.name
+        return _hash(about)
+
+    @property
+    def steps(self) -> int:
+        return total_steps(self.recipe, len(self.videos)) if self.trained else 0
+
+    @property
+    def epochs(self) -> float:
+        return self.steps * self.recipe.train["batch"] / (len(self.videos) * self.recipe.data["repeats"])
+
+
+class Judgement(NamedTuple):
+    """One way of judging an encoder, on the videos of one manifest."""
+
+    column: str
+    task: str
+    options: dict[str, Any]
+    manifest: Path
+    labels_per_class: int | None
+    terms: dict[str, Any]
+    """Other fields of `tasks.protocol.Protocol`."""
+
+    def key(self, seed: int) -> str:
+        terms = {name: value for name, value in self.terms.items() if name != "workers"}
+        videos = listing(str(self.manifest)).fingerprint
+        return _hash([self.task, self.options, videos, self.labels_per_class, terms, seed])
+
+
+class Cell(NamedTuple):
+    """One row with one seed."""
+
+    row: Row
+    seed: int
+    run: Run | None
+    error: str | None = None
+    """Why the row makes no run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table on somebody's videos."""
+
+    table: Table
+    recipe: str
+    words: list[str]
+    """What the command line changes in the recipe."""
+    seeds: Sequence[int]
+    judgements: list[Judgement]
+    out: Path
+    manifests: list[Path] = field(default_factory=list)
+    init: Path | None = None
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of the table, written out over the manifests; and the untrained network, to compare with."""
+        rows = list(self.table.rows)
+        if self.table.manifests:
+            stems = distinct_names(self.manifests)
+            rows = [
+                row._replace(name=row.name.format(manifest=stem), manifest=str(path))
+                for row in rows for path, stem in zip(self.manifests, stems, strict=True)
+            ]  # fmt: skip
+        if self.init is not None:
+            rows.append(Row(f"{self.init.name}, as it is", trained=False, init=str(self.init)))
+        return rows if any(_from_scratch(row) for row in rows) else [BASELINE, *rows]
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All rows of the first seed, then of the next, so that rows can be compared as early as may be."""
+        return [self._cell(row, seed) for seed in self.seeds for row in self.rows]
+
+    def _cell(self, row: Row, seed: int) -> Cell:
+        try:
+            return Cell(row, seed, self._run(row, seed))
+        except TubeletError as error:
+            return Cell(row, seed, None, str(error))
+
+    def _run(self, row: Row, seed: int) -> Run:
+        other = {} if row.manifest is None else {"data.manifest": row.manifest}
+        chosen = self.load(row.set | other, seed)
+        if row.init is not None:
+            chosen = begin(chosen, row.init)
+        whole = videos(chosen)
+        if row.length != 1:
+            steps = max(1, round(row.length * total_steps(chosen, len(whole))))
+            chosen = replace(chosen, train={**chosen.train, "length": f"{steps} steps"})
+        if row.videos != 1:
+            source, whole = Path(chosen.data["manifest"]), part(whole, row.videos, seed)
+            path = self.out.resolve() / "manifests" / f"{source.stem}-{len(whole)}-{whole.fingerprint}.csv"
+            chosen = replace(chosen, data={**chosen.data, "manifest": str(path)})
+        if row.first is None:
+            return Run(chosen, whole, row.trained)
+        first = Run(self.load(row.set | row.first, seed), whole)
+        return Run(begin(chosen, str(folder(self.out, first))), whole, trained=False, first=first)
+
+    def load(self, settings: Mapping[str, Any], seed: int) -> Recipe:
+        """The recipe with what every row needs, then the command line's words, then a row's own settings."""
+        words = [*_words(self.table.common), *self.words, *_words(settings), f"--seed={seed}"]
+        chosen = recipe.load(self.recipe, words)
+        chosen.needs()
+        manifest = str(Path(chosen.data["manifest"]).resolve())
+        return replace(chosen, data={**chosen.data, "manifest": manifest}, evaluate={})
+
+
+BASELINE = Row("not pre-trained", trained=False)
+
+
+def _from_scratch(row: Row) -> bool:
+    return not row.trained and row.first is None and row.init is None
+
+
+def judgements(
+    table: Table, tasks: Mapping[str, Mapping[str, Any]], manifest: Path, manifests: Sequence[Path], *,
+    labels_per_class: int | None, **terms: Any,
+) -> list[Judgement]:  # fmt: skip
+    """How the rows of a table are judged: by each task on the recipe's manifest, or on each of several.
+
+    Raises:
+        TubeletError: there is nothing to judge by: a manifest without labels.
+    """
+    several = table.manifests == "all"
+    judged = list(manifests) if several else [manifest]
+    found = []
+    for task, options in tasks.items():
+        for path, name in zip(judged, distinct_names(judged), strict=True):
+            train_and_test(listing(str(path)))
+            column = f"{task} on {name}" if several else task
+            found.append(Judgement(column, task, dict(options), path, labels_per_class, terms))
+    return found
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divides the dotted options of a command line into those of the recipe and those of tasks."""
+    tasks = registry.names("tasks")
+    sides: tuple[list[str], list[str]] = ([], [])
+    side = sides[0]
+    for word in words:
+        if word.startswith("--"):
+            side = sides[word[2:].partition("=")[0].partition(".")[0] in tasks]
+        side.append(word)
+    return sides
+
+
+def folder(out: Path, run: Run) -> Path:
+    return out.resolve() / "runs" / run.name
+
+
+def begin(chosen: Recipe, encoder: str) -> Recipe:
+    """The recipe with the weights of an encoder to begin with."""
+    return replace(chosen, backbone={**chosen.backbone, "init": encoder})
+
+
+def videos(chosen: Recipe) -> Manifest:
+    """What a recipe trains on, as a learner without labels sees it."""
+    whole = listing(chosen.data["manifest"])
+    return whole if chosen.data["split"] is None else whole.where(chosen.data["split"])
+
+
+@cache
+def listing(path: str) -> Manifest:
+    """A manifest, read once."""
+    return read_manifest(path)
+
+
+def total_steps(chosen: Recipe, count: int) -> int:
+    """How many steps a recipe is on `count` videos."""
+    epoch = max(1, count * chosen.data["repeats"] // chosen.train["batch"])
+    return schedule.steps(chosen.train["length"], epoch)
+
+
+def part(manifest: Manifest, share: float, seed: int) -> Manifest:
+    """A share of the videos, drawn by `seed`: of each class alike where there are classes, each share within a larger.
+
+    Labels only balance the draw, nothing learns from them.
+    """
+    places = numpy.empty(len(manifest))  # N, where each video stands in its class, in 0..1
+    for label in sorted(set(manifest.labels)):
+        rows = [row for row, other in enumerate(manifest.labels) if other == label]
+        order = draws.generator(seed, "part", label).permutation(len(rows))
+        places[rows] = (order + draws.generator(seed, "offset", label).random()) / len(rows)
+    first = places.argsort(kind="stable")[: max(1, round(share * len(manifest)))]
+    return manifest.take(sorted(first.tolist()))
+
+
+def distinct_names(manifests: Sequence[Path]) -> list[str]:
+    """A short name for each manifest: its stem, or its folder's where stems are equal (``clips.csv`` in each)."""
+    stems = [path.stem for path in manifests]
+    if len(set(stems)) == len(stems):
+        return stems
+    folders = [path.resolve().parent.name for path in manifests]
+    if len(set(folders)) == len(folders):
+        return folders
+    raise UsageError("the manifests need names of their own, as files or folders")
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
