@@ -33,7 +33,7 @@ def test_a_resolved_recipe_reads_back_exactly(name, tmp_path):
 def test_later_words_win_and_the_rest_are_the_defaults_of_the_code(written):
     resolved = recipe.load(written, ["--learner.ratio", "0.75", "--learner.ratio=0.25", "--seed", "3"])
     assert resolved.learner == {
-        "name": "videomae", "ratio": 0.25, "mask": "tube", "decoder_dim": None, "decoder_depth": 1,
+        "name": "videomae", "init": None, "ratio": 0.25, "mask": "tube", "decoder_dim": None, "decoder_depth": 1,
         "decoder_heads": None, "decoder_mlp": 4.0, "decoder_ratio": 0.0, "target": "pixels", "normalise": "channel",
         "target_frames": "seen", "loss": "mse", "teacher": None,
     }  # fmt: skip
@@ -70,7 +70,7 @@ def test_tasks_can_be_added_configured_and_left_out(written):
         (["--lerner.ratio", "1"], "unknown option --lerner.ratio; did you mean --learner.ratio?"),
         (["--ratio", "1"], "unknown option --ratio; did you mean --data.ratio or --learner.ratio?"),
         (["--mask", "tube"], "unknown option --mask; did you mean --learner.mask?"),
-        (["--learner.zzz", "1"], "learner takes name, ratio, mask"),
+        (["--learner.zzz", "1"], "learner takes name, init, ratio, mask"),
         (["--train.micro-batch", "4"], "did you mean --train.micro_batch?"),
         (["--learner.ratio", "abc"], "--learner.ratio cannot be 'abc': expected a number"),
         (["--learner.mask", "tub"], "--learner.mask cannot be 'tub': expected one of tube, random, frame"),

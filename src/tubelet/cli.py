@@ -222,7 +222,7 @@ def _shapes(chosen: Any) -> list[str]:
     from tubelet.train import schedule
 
     config = {key: value for key, value in chosen.backbone.items() if key not in ("name", "init")}
-    options = {key: value for key, value in chosen.learner.items() if key != "name"}
+    options = {key: value for key, value in chosen.learner.items() if key not in ("name", "init")}
     if "made_for" in config and config["made_for"] is None:
         config["made_for"] = [chosen.data["frames"], chosen.data["size"], chosen.data["size"]]
     if "classes" in registry.schema(*registry.place("methods", chosen.learner["name"])).__annotations__:

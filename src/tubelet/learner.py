@@ -108,6 +108,22 @@ class Learner(nn.Module):
         """One vector a clip, B D: the mean of the backbone's tokens."""
         return self.exported(batch["video"][0]).tokens.mean(dim=1)  # B D
 
+    def start_from(self, source: Learner) -> None:
+        """Takes the weights that another learner of this class has besides its backbone: a decoder, a head.
+
+        Raises:
+            TubeletError: a part is missing or of another shape.
+        """
+        own, theirs = (
+            {name: tensor for name, tensor in learner.state_dict().items() if not name.startswith("backbone.")}
+            for learner in (self, source)
+        )
+        for name in sorted(own.keys() | theirs.keys()):
+            shapes = [tuple(part[name].shape) if name in part else "missing" for part in (theirs, own)]
+            if shapes[0] != shapes[1]:
+                raise TubeletError(f"{name} is {shapes[0]} there and {shapes[1]} here")
+        self.load_state_dict(theirs, strict=False)
+
     def before_step(self, now: Now) -> None:
         """Called before each step: assign clusters, refresh a bank."""
 

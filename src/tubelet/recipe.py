@@ -133,7 +133,7 @@ class Recipe:
             raise UsageError(f"{self.source or self.name} needs {options}")
 
 
-EXAMPLES = {"data.manifest": "clips.csv", "backbone.init": "runs/NAME"}
+EXAMPLES = {"data.manifest": "clips.csv", "backbone.init": "runs/NAME", "learner.init": "runs/NAME"}
 
 
 def packaged() -> list[str]:
@@ -262,6 +262,7 @@ def options(learner: str, backbone: str, tasks: Iterable[str] = ()) -> dict[str,
     known["backbone.init"] = Option(str | None, None, "folder of a run whose backbone to start from")
     known |= arguments(*_place("backbones", backbone), "backbone")
     known["learner.name"] = _named("methods", learner)
+    known["learner.init"] = Option(str | None, None, "folder of a run whose decoder or head to start from, too")
     known |= arguments(*_place("methods", learner), "learner")
     known |= arguments("tubelet.train.fit", "fit", "train")
     for task in tasks:
@@ -358,7 +359,8 @@ def _sections(written: dict[str, Any], given: Mapping[str, str], source: str) ->
     for section in ("backbone", "learner"):
         own, other = written[section].get("name"), given.get(f"{section}.name")
         if own and other and own != other:  # what was written for another class does not carry over
-            written[section] = {key: value for key, value in written[section].items() if key == "init"}
+            kept = ("init",) if section == "backbone" else ()  # a head or decoder is of one class of learner
+            written[section] = {key: value for key, value in written[section].items() if key in kept}
     evaluate = {}
     for task, when in written["evaluate"].items():
         if given.get(f"evaluate.{task}.every") != "none" and when not in (None, "none"):

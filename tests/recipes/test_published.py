@@ -186,8 +186,7 @@ UNPUBLISHED = {
 }  # fmt: skip
 """A number was published, the settings were not."""
 AMBIGUOUS = {
-    "v1/pretrain_ssv2_small_2400e", "v1/pretrain_hmdb51_base_4800e", "v2/finetune_k400_giant_3e",
-    "v2/finetune_k600_giant_3e", "pyslowfast/finetune_k400_base_75e",
+    "v1/pretrain_ssv2_small_2400e", "v1/pretrain_hmdb51_base_4800e", "pyslowfast/finetune_k400_base_75e",
 }  # fmt: skip
 """What was published does not settle how it was done, or cannot be done here."""
 OF_400_CLASSES = {"small": 22.03, "base": 86.53, "large": 304.27, "huge": 632.12, "giant": 1012.17}
@@ -237,7 +236,7 @@ load = cache(recipe.load)
 def millions(name: str, classes: int = 0) -> float:
     """Weights of the learner, built without memory."""
     made = load(name)
-    options = {key: value for key, value in made.learner.items() if key != "name"}
+    options = {key: value for key, value in made.learner.items() if key not in ("name", "init")}
     options |= {"classes": classes} if classes else {}
     with torch.device("meta"):
         learner = registry.build("methods", made.learner["name"], backbone=backbone_of(made), **options)

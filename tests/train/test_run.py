@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,6 @@ def test_the_number_of_workers_may_change_between_starts(corpus, tmp_path):
 def test_a_learner_of_labels_never_sees_what_a_task_will_judge(corpus, tmp_path):
     """Without splits in the manifest both go by `train_and_test`; unlabelled videos are left out."""
     videos = read_manifest(corpus).videos
-    from dataclasses import replace
-
     rows = [replace(video, split=None, label=None if i == 3 else video.label) for i, video in enumerate(videos)]
     write_manifest(corpus.parent / "whole.csv", Manifest(rows))
     manifest = corpus.parent / "whole.csv"
@@ -198,3 +197,40 @@ def test_frames_between_those_that_are_seen_must_be_loaded(corpus, tmp_path):
     out = tmp_path / "s"
     run.train(load(corpus, "--learner.target_frames", "double", "--data.density", "2"), out)
     assert load_backbone(out).config["made_for"] == [4, 16, 16]
+
+
+def test_a_decoder_goes_on_where_another_run_left_it(corpus, tmp_path):
+    run.train(load(corpus), tmp_path / "a")
+    words = ("--backbone.init", str(tmp_path / "a"), "--learner.init", str(tmp_path / "a"), "--seed", "9")
+    went_on = run.make_learner(load(corpus, *words), read_manifest(corpus))
+    first = run.load_learner(tmp_path / "a")
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(went_on.state_dict()[name], tensor), name
+    with pytest.raises(TubeletError, match=r"learner\.init .* does not fit: .*bias is .* there and .* here"):
+        run.make_learner(load(corpus, *words, "--learner.decoder_dim", "32"), read_manifest(corpus))
+    assert run.train(load(corpus, *words), tmp_path / "b").steps == 4
+    assert run.load_learner(tmp_path / "b") is not None  # where it began is no part of what it is
+
+
+@pytest.mark.parametrize("ema", ["0", "0.5"])
+def test_a_head_goes_on_where_another_run_left_it(corpus, tmp_path, ema):
+    manifest = read_manifest(corpus)
+
+    def load_classifier(*words: str) -> recipe.Recipe:
+        plain = ("--evaluate.classify.every", "none", "--train.best", "none", "--learner.ema", ema)
+        return recipe.load("finetune", ["--data.manifest", str(corpus), *SMALL[:6], *SMALL[-6:], *plain, *words])
+
+    start = ("--backbone.init", "none", "--backbone.name", "vit", "--backbone.dim", "32", "--backbone.depth", "1",
+             "--backbone.heads", "2", "--backbone.patch", "4")  # fmt: skip
+    run.train(load_classifier(*start), tmp_path / "a")
+    before = run.load_learner(tmp_path / "a")
+    trained = before if before.ema is None else before.ema
+    went_on = run.make_learner(load_classifier(*start, "--learner.init", str(tmp_path / "a"), "--seed", "9"), manifest)
+    for own in filter(None, (went_on, went_on.ema)):
+        assert torch.equal(own.head.weight, trained.head.weight)
+        assert torch.equal(own.fc_norm.weight, trained.fc_norm.weight)
+    others = Manifest([replace(video, label=f"another {video.label}") for video in manifest.videos])
+    with pytest.raises(TubeletError, match="--head-map"):
+        run.make_learner(load_classifier(*start, "--learner.init", str(tmp_path / "a")), others)
+    with pytest.raises(TubeletError, match="is a Supervised, and the recipe has a VideoMAE"):
+        run.make_learner(load(corpus, "--learner.init", str(tmp_path / "a")), manifest)

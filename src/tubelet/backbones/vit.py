@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """The published sizes (VideoMAE V1 and V2; "giant" has patches of 14)."""
 
-ADJUSTABLE = ("drop_path", "checkpointing", "last_norm", "made_for", "tubelet")
+ADJUSTABLE = ("size", "drop_path", "checkpointing", "last_norm", "made_for", "tubelet")
 """Settings in which a network may differ from the one whose weights it starts from."""
 
 
@@ -92,6 +92,7 @@ class VisionTransformer(Backbone):
             "background": background, "class_token": class_token, "last_norm": last_norm, "attention": attention,
             "checkpointing": checkpointing,
         }  # fmt: skip
+        self.shape = shape
         self.dim, self.patch, self.tubelet = shape["dim"], patch, tubelet
         self.background, self.checkpointing = background, checkpointing
         self.embed = CubeEmbedding(self.dim, tubelet, patch)
@@ -144,9 +145,10 @@ class VisionTransformer(Backbone):
         network (a tubelet of one frame) is inflated.
         """
         assert isinstance(source, VisionTransformer)
-        for name, ours in self.config.items():
-            if name not in ADJUSTABLE and source.config[name] != ours:
-                raise TubeletError(f"backbone.{name} is {source.config[name]!r} there and {ours!r} here")
+        theirs = source.config | source.shape  # a size and the same numbers written out are one
+        for name, ours in (self.config | self.shape).items():
+            if name not in ADJUSTABLE and theirs[name] != ours:
+                raise TubeletError(f"backbone.{name} is {theirs[name]!r} there and {ours!r} here")
         if self.config["last_norm"] and not source.config["last_norm"]:
             raise TubeletError("it has no last norm: set backbone.last_norm false")
         if source.tubelet not in (1, self.tubelet):

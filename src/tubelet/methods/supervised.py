@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tubelet.checkpoint import fit_tensors
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.memory import Ema
 from tubelet.nn.mixing import erase, mix
@@ -88,6 +89,16 @@ class Supervised(Learner):
     @property
     def exported(self) -> Backbone:
         return self.backbone if self.ema is None else self.ema.get_submodule("backbone")  # type: ignore[return-value]
+
+    def start_from(self, source: Learner) -> None:
+        """Takes the head of another classifier (its moving average, where it has one)."""
+        assert isinstance(source, Supervised)
+        trained = source if source.ema is None else source.ema
+        for part in ("fc_norm", "head"):
+            weights = trained.get_submodule(part).state_dict()
+            for own in (self, self.ema):
+                if own is not None:
+                    fit_tensors(own.get_submodule(part), weights, f"its {part}")
 
     def logits(self, video: Tensor) -> Tensor:
         """B C T H W in [0, 1] -> B K; in evaluation mode those of the moving average where there is one."""

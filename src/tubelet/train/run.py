@@ -59,7 +59,7 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
     learner = make_learner(recipe, clips.manifest)
     check(learner, clips)
     claim(recipe, out)
-    about: dict[str, Any] = {"learner": dict(recipe.learner)}
+    about: dict[str, Any] = {"learner": {key: value for key, value in recipe.learner.items() if key != "init"}}
     if learner.needs_labels:
         about["classes"] = clips.manifest.classes
     parameters = {
@@ -176,9 +176,12 @@ def _made_for(recipe: Recipe, init: str | None) -> list[int]:
 
 
 def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
-    """The learner of a recipe; a supervised one gets as many classes as the manifest has."""
+    """The learner of a recipe; a supervised one gets as many classes as the manifest has.
+
+    Its decoder or head are new, or those of the run that ``learner.init`` names.
+    """
     options = dict(recipe.learner)
-    name = options.pop("name")
+    name, init = options.pop("name"), options.pop("init", None)
     found = registry.find("methods", name)
     if found.needs_labels:
         if len(manifest.classes) < 2 or all(label < 0 for label in manifest.labels):
@@ -186,7 +189,22 @@ def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
                 f"{manifest.source} has {len(manifest.classes)} classes in its `label` column, {name} needs two or more"
             )
         options["classes"] = len(manifest.classes)
-    return found(make_backbone(recipe), **options)
+    learner: Learner = found(make_backbone(recipe), **options)
+    if init is not None:
+        source, classes = load_learner(Path(init)), read_about(init).get("classes")
+        if type(source) is not type(learner):
+            theirs = type(source).__name__
+            raise TubeletError(f"learner.init {init} is a {theirs}, and the recipe has a {found.__name__}")
+        if found.needs_labels and classes != manifest.classes:
+            raise TubeletError(
+                f"learner.init {init} has a head of other classes than {manifest.source}: `tubelet convert {init} DST "
+                "--to tubelet --head-map ROWS.json --classes NAMES.txt` chooses rows of it and names them"
+            )
+        try:
+            learner.start_from(source)
+        except TubeletError as error:
+            raise TubeletError(f"learner.init {init} does not fit: {error}") from None
+    return learner
 
 
 def check(learner: Learner, clips: Clips) -> None:
