@@ -125,6 +125,12 @@ def test_the_command_says_what_it_took_the_file_for_and_how_far_the_two_are_apar
     assert "backbone.heads (5) must divide" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [{"tubelet": 0}, {"heads": 0}, {"decoder_heads": -1}, {"stride": 0}, {"std": 0.0}])
+def test_a_number_that_cannot_be_is_refused_by_its_option(wrong):
+    with pytest.raises(TubeletError, match=f"--{next(iter(wrong)).replace('_', '-')} must be"):
+        Options(**wrong)
+
+
 def test_help_needs_no_torch():
     code = "import sys; from tubelet.cli import main; main(['convert', '--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -61,6 +61,14 @@ class Options:
     ema: bool = False
     allow_zero: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("heads", "decoder_heads", "stride", "tubelet"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TubeletError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+        if self.std is not None and not self.std > 0:
+            raise TubeletError(f"--std must be more than 0, not {self.std:g}")
+
 
 @dataclass
 class Neutral:
