@@ -81,7 +81,7 @@ def test_all_frames_get_the_same_and_the_draws_decide():
     assert len(different) > 40
 
 
-def test_global_random_state_has_no_part_in_it():
+def test_trap_12_global_random_state_has_no_part_in_it():
     """Fine-tuning as published draws from Python's `random`, unseeded."""
     numpy.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)

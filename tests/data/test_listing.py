@@ -58,7 +58,7 @@ def test_many_ways_to_say_the_same(tmp_path, text):
     assert (video.path, video.label) == (tmp_path / "a.mp4", "3")
 
 
-def test_list_with_spaces_unicode_and_absolute_paths(tmp_path):
+def test_trap_9_list_with_spaces_unicode_and_absolute_paths(tmp_path):
     text = "my holiday/día 1.mp4 12\n/data/b.MP4 0\nv1.5 x.mp4 -1\nno_ending 4\nonly a path.mkv\nC:\\v\\a.mp4 7\n"
     manifest = read_manifest(written(tmp_path, text, "train.txt"))
     assert [str(v.path.relative_to(tmp_path)) for v in manifest if v.path.is_relative_to(tmp_path)] == [

@@ -77,7 +77,7 @@ def test_folders_of_pictures_are_named_as_such(tmp_path):
     assert reason.startswith("it is a folder of pictures") and "ffmpeg" in reason
 
 
-def test_counts_other_than_the_published_are_said_and_never_refused(tmp_path):
+def test_trap_10_counts_other_than_the_published_are_said_and_never_refused(tmp_path):
     root = disk(tmp_path / "videos", "jump/a.avi", "jump/c.avi", "notes.txt", "jump/extra.avi")
     result = gather(official("jump/a.avi", "run/b.avi", "jump/c.avi", train=9_000, test=1), root)
     assert [v.path.name for v in result.manifest] == ["a.avi", "c.avi"]

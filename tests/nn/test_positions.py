@@ -70,7 +70,7 @@ def test_positions_for_any_clip_keep_the_place_in_the_clip(kind, grid):
         assert all(abs(a - b) <= slack for a, b in zip(found, wanted, strict=True)), (found, wanted)
 
 
-def test_a_table_made_anew_for_a_larger_clip_carries_the_positions_of_other_places():
+def test_trap_8_a_table_made_anew_for_a_larger_clip_carries_the_positions_of_other_places():
     """What the published code does at 320 pixels or 32 frames; the reason for `made_for`."""
     similarity = torch.nn.functional.cosine_similarity
     for grid in ((8, 20, 20), (16, 14, 14)):

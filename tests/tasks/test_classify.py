@@ -27,7 +27,7 @@ def learner(**options) -> Supervised:
 
 
 @pytest.mark.parametrize(("clips", "crops"), [(5, 3), (2, 3), (7, 3), (10, 3)])
-def test_official_views_are_averaged_as_softmax(clips, crops, protocol):
+def test_trap_7_official_views_are_averaged_as_softmax(clips, crops, protocol):
     """K400 5 x 3, SSv2 2 x 3, mae_st 7 x 3, HMDB51 10 x 3. The mean of logits is another number."""
     model = learner()
     few = replace(protocol, test=protocol.test.take(range(3)))
@@ -45,7 +45,7 @@ def test_official_views_are_averaged_as_softmax(clips, crops, protocol):
     torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
 
 
-def test_videos_of_one_name_in_different_folders_stay_two(tmp_path):
+def test_trap_7_videos_of_one_name_in_different_folders_stay_two(tmp_path):
     """Published fusion goes by the file's name without folder and ending, and cuts it at dots."""
     frames = numpy.zeros((8, 16, 16, 3), numpy.uint8)
     videos = []
