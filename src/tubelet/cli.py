@@ -110,6 +110,8 @@ def data_import(args: Namespace, _: list[str]) -> None:
     from tubelet.data.official import gather
     from tubelet.log import say, table, warn
 
+    if args.out.exists() and args.out.resolve().is_relative_to(Path(args.annotations).resolve()):
+        raise TubeletError(f"{args.out} is one of the official lists: write the manifest elsewhere with -o")
     options = chosen("data/formats", args)
     official = registry.build("data/formats", args.choice, annotations=args.annotations, **options)
     found = gather(official.only(args.splits) if args.splits else official, args.videos, args.keep_missing)

@@ -167,6 +167,9 @@ def find(path_or_name: str | Path) -> Path:
     if name in packaged():
         return FOLDER / f"{name}.yaml"
     close = _close(name, packaged(), 0.5)
+    begun = [known for known in packaged() if known.startswith(name)]
+    if len(begun) > 1:
+        raise UsageError(f"no recipe is called {name!r}; there are {', '.join(begun[:4])} and so on: `tubelet list`")
     meant = f"did you mean {close!r}?" if close else "`tubelet list` has those that come with Tubelet"
     if path.suffix in (".yaml", ".yml"):
         raise UsageError(f"no such recipe: {path}; `tubelet list` has those that come with Tubelet")

@@ -168,7 +168,7 @@ FINETUNING = {
     ),
     # published: 2.4e-3 per 256 clips, of which 2 are of one video; the end of the rate is 1e-6 for any batch
     "mae_st/finetune_k400_large_50e": FineTuning(
-        "k400", "large", 50, 2 * 8, 2, 4.8e-3, 2.4e-3 * 32 / 256, 1e-6, 0.75, 0.2, (7, 3), 0.3, clip_norm=5.0
+        "k400", "large", 50, 2 * 8, 2, 4.8e-3, 2.4e-3 * 32 / 256, 1e-6, 0.75, 0.2, (10, 3), 0.3, clip_norm=5.0
     ),
     "pyslowfast/finetune_k400_base_75e": FineTuning(
         "k400", "base", 75, 16, 2, 9.6e-3, 6e-4, 1e-5, 0.65, 0.1, (7, 3), 0.3, clip_norm=5.0

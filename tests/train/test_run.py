@@ -14,6 +14,7 @@ import torch
 from tubelet import recipe
 from tubelet.checkpoint import load_backbone
 from tubelet.data.listing import Manifest, Video, read_manifest, train_and_test, train_and_validation, write_manifest
+from tubelet.methods.supervised import Supervised
 from tubelet.train import run
 from tubelet.types import TubeletError
 
@@ -234,3 +235,15 @@ def test_a_head_goes_on_where_another_run_left_it(corpus, tmp_path, ema):
         run.make_learner(load_classifier(*start, "--learner.init", str(tmp_path / "a")), others)
     with pytest.raises(TubeletError, match="is a Supervised, and the recipe has a VideoMAE"):
         run.make_learner(load(corpus, "--learner.init", str(tmp_path / "a")), manifest)
+
+
+def test_a_head_of_another_number_of_classes_is_new_and_its_norm_goes_on(corpus):
+    torch.manual_seed(0)
+    manifest = read_manifest(corpus)
+    source = Supervised(run.make_backbone(load(corpus)), 5)
+    with torch.no_grad():
+        source.fc_norm.weight.normal_()
+    ours = Supervised(run.make_backbone(load(corpus)), len(manifest.classes))
+    head = ours.head.weight.clone()
+    ours.start_from(source)
+    assert torch.equal(ours.fc_norm.weight, source.fc_norm.weight) and torch.equal(ours.head.weight, head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -91,14 +92,15 @@ class Supervised(Learner):
         return self.backbone if self.ema is None else self.ema.get_submodule("backbone")  # type: ignore[return-value]
 
     def start_from(self, source: Learner) -> None:
-        """Takes the head of another classifier (its moving average, where it has one)."""
+        """Takes norm and head of another classifier (of its moving average, where it has one).
+
+        A head of another number of classes stays behind, as in the published code.
+        """
         assert isinstance(source, Supervised)
         trained = source if source.ema is None else source.ema
-        for part in ("fc_norm", "head"):
-            weights = trained.get_submodule(part).state_dict()
-            for own in (self, self.ema):
-                if own is not None:
-                    fit_tensors(own.get_submodule(part), weights, f"its {part}")
+        parts = ["fc_norm", "head"] if source.head.out_features == self.head.out_features else ["fc_norm"]
+        for part, own in product(parts, filter(None, (self, self.ema))):
+            fit_tensors(own.get_submodule(part), trained.get_submodule(part).state_dict(), f"its {part}")
 
     def logits(self, video: Tensor) -> Tensor:
         """B C T H W in [0, 1] -> B K; in evaluation mode those of the moving average where there is one."""

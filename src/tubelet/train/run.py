@@ -20,7 +20,7 @@ from tubelet.checkpoint import load_backbone, load_weights, read_about, write_at
 from tubelet.data.listing import Manifest, read_manifest, train_and_test, train_and_validation
 from tubelet.data.loader import Clips
 from tubelet.learner import Backbone, Learner
-from tubelet.log import say
+from tubelet.log import say, warn
 from tubelet.train.fit import Fitted, Judge, fit
 from tubelet.train.parallel import cores
 from tubelet.types import TubeletError
@@ -195,7 +195,12 @@ def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
         if type(source) is not type(learner):
             theirs = type(source).__name__
             raise TubeletError(f"learner.init {init} is a {theirs}, and the recipe has a {found.__name__}")
-        if found.needs_labels and classes != manifest.classes:
+        if classes is not None and len(classes) != len(manifest.classes):
+            warn(
+                f"learner.init {init} has a head of {len(classes)} classes, not {len(manifest.classes)}: a new one is "
+                "trained; `tubelet convert` with --head-map and --classes would choose rows of it"
+            )
+        elif classes is not None and classes != manifest.classes:
             raise TubeletError(
                 f"learner.init {init} has a head of other classes than {manifest.source}: `tubelet convert {init} DST "
                 "--to tubelet --head-map ROWS.json --classes NAMES.txt` chooses rows of it and names them"

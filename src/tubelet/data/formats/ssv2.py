@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tubelet.data.listing import by_number
+from tubelet.data.listing import MOST_CLASSES, by_number
 from tubelet.data.official import Listed, Official, annotation_file, entry, read_json
 from tubelet.registry import register
 from tubelet.types import TubeletError
@@ -29,7 +29,7 @@ def ssv2(annotations: str) -> Official:
     index = _file(annotations, "labels")
     numbers = read_json(index, dict)
     names = {int(number): name for name, number in numbers.items() if str(number).isdecimal()}
-    if len(names) < len(numbers):
+    if len(names) < len(numbers) or max(names) >= MOST_CLASSES:
         raise TubeletError(f"{index} is damaged: it must give each template a number of its own")
     videos = []
     for split, name in (("train", "train"), ("val", "validation")):

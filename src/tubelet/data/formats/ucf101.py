@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Literal
 
-from tubelet.data.listing import by_number
+from tubelet.data.listing import MOST_CLASSES, by_number
 from tubelet.data.official import Listed, Official, annotation_file, lines
 from tubelet.registry import register
 from tubelet.types import TubeletError
@@ -38,7 +38,7 @@ def ucf101(annotations: str, split_number: Literal[1, 2, 3] = 1) -> Official:
     names: dict[int, str] = {}
     for where, line in lines(index):
         number, _, name = line.partition(" ")
-        if not number.isdecimal() or int(number) < 1 or not name:
+        if not number.isdecimal() or not 1 <= int(number) <= MOST_CLASSES or not name:
             raise TubeletError(f"{where}: expected `number class`, got {line[:60]!r}")
         names[int(number) - 1] = name.strip()
     numbers = {name: number for number, name in names.items()}
