@@ -8,7 +8,7 @@ from typing import Any
 
 from tubelet import recipe
 from tubelet.ablate import tables
-from tubelet.ablate.plan import Plan, judgements, split_words
+from tubelet.ablate.plan import FOLDERS, Plan, begin, by_contents, judgements, listing, split_words
 from tubelet.log import console, say, table
 from tubelet.recipe import UsageError
 from tubelet.registry import nearest
@@ -78,7 +78,11 @@ def make_plan(
     name: str, recipe_name: str, dotted: Sequence[str], out: Path, seeds: Sequence[int], tasks: Sequence[str],
     labels_per_class: int | None, manifests: Sequence[Path], init: Path | None,
 ) -> Plan:  # fmt: skip
-    """A plan that is checked as far as it can be before anything is run."""
+    """A plan that is checked as far as it can be before anything is run.
+
+    Raises:
+        TubeletError: an option, a manifest or the folder of another run is not there or does not fit.
+    """
     found = tables.find(name)
     words, of_tasks = split_words(dotted)
     asked = recipe.task_options(tasks, of_tasks)
@@ -93,7 +97,15 @@ def make_plan(
     if labels_per_class is not None and labels_per_class < 1:
         raise UsageError(f"--labels-per-class must be 1 or more, not {labels_per_class}")
     plan = Plan(found, recipe_name, words, list(dict.fromkeys(seeds)), [], out, manifests, init and init.resolve())
+    for path in manifests:
+        listing(str(path))  # refuses one that is not there
     chosen = plan.load({}, plan.seeds[0])
+    for section in FOLDERS:
+        by_contents(section, getattr(chosen, section))  # refuses a folder without its weights
+    if plan.init is not None:
+        from tubelet.train.run import make_backbone
+
+        make_backbone(begin(chosen, str(plan.init)))
     plan.judgements.extend(
         judgements(
             found, asked, Path(chosen.data["manifest"]), manifests,
