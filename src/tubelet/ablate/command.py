@@ -46,7 +46,8 @@ def ablate(
         report: run nothing.
 
     Raises:
-        TubeletError: the table, the recipe, an option or the videos do not fit, or a row failed (all others are done).
+        TubeletError: the table, the recipe, an option or the videos do not fit, a row failed (all others are done), or
+            there is nothing to report.
     """
     plan = make_plan(name, recipe_name, dotted, out, seeds, tasks, labels_per_class, manifests, init)
     known = [row.name for row in plan.rows]
@@ -58,6 +59,9 @@ def ablate(
     if dry_run:
         print(_listed(plan, record, missing))
         return
+    runs = [record(out, cell.run) for cell in plan.cells if cell.run is not None]
+    if report and not any(one["judged"] or one["errors"] for one in runs):
+        raise TubeletError(f"{out} has nothing of these rows to report: the same command without --report makes them")
     (out / "runs").mkdir(parents=True, exist_ok=True)
     from tubelet.ablate import summary
 
