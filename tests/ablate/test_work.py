@@ -99,6 +99,12 @@ def test_an_untrained_network_is_judged_from_scratch_where_others_are_fine_tuned
     assert asked == ["scratch", "knn", "finetune", "knn"]
 
 
+def test_the_log_calls_no_untrained_network_trained(ablate, capfd):
+    assert ablate("decoder", "--only", "not pre-trained", "--tasks", "knn") == 0
+    said = capfd.readouterr().err
+    assert "not pre-trained, seed 0: not pre-trained" in said and "knn: encoder, seed 0" in said
+
+
 def test_images_are_learnt_first_and_their_encoder_inflated(plan, trained):
     """Each frame of the cube's embedding is the picture's, divided by their number (average inflation)."""
     from tubelet.checkpoint import load_backbone
