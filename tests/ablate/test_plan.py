@@ -1,12 +1,17 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
+from shutil import copytree
 
 import pytest
+import torch
 
 from tiny_run import make_recipe
 from tubelet.ablate.command import make_plan
-from tubelet.ablate.plan import listing, part, split_words
+from tubelet.ablate.plan import digest, listing, part, split_words
+from tubelet.checkpoint import save_backbone
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
+from tubelet.train.run import make_backbone
 from tubelet.types import TubeletError
 
 
@@ -87,8 +92,57 @@ def test_images_come_first_and_their_encoder_is_where_the_row_begins(plan):
     assert run.recipe.data["frames"] == 4 and run.recipe.backbone["init"].endswith(run.first.name)
 
 
-def test_an_encoder_that_is_given_is_one_more_row(plan, tmp_path):
-    made = plan("strategy", init=tmp_path / "theirs")
+@pytest.fixture
+def theirs(plan, tmp_path):
+    """The folder of an encoder with the tiny recipe's settings and weights of a seed."""
+
+    def make(seed, **settings):
+        torch.manual_seed(seed)
+        chosen = plan("decoder").load({}, 0)
+        chosen = replace(chosen, backbone={**chosen.backbone, **settings})
+        save_backbone(tmp_path / "theirs", make_backbone(chosen), step=1, clip=chosen.clip)
+        digest.cache_clear()
+        return tmp_path / "theirs"
+
+    return make
+
+
+def test_a_run_that_begins_with_another_is_named_by_its_weights_not_by_its_path(plan, theirs, tmp_path, monkeypatch):
+    def name(folder):
+        return runs(plan("decoder", "--backbone.init", str(folder)))["2 blocks", 0].name
+
+    first = name(theirs(1))
+    monkeypatch.chdir(tmp_path)
+    copytree("theirs", "copy")
+    assert name("theirs") == name("copy") == first
+    assert name(theirs(2)) != first
+    assert name(theirs(1)) == first
+
+
+@pytest.mark.parametrize(("option", "weights"), [("init", "learner"), ("teacher", "backbone")])
+def test_the_weights_that_a_learner_takes_are_part_of_the_name(option, weights, plan, theirs):
+    folder = theirs(1)
+    names = []
+    for content in (b"some", b"other"):
+        (folder / f"{weights}.safetensors").write_bytes(content)
+        digest.cache_clear()
+        names.append(runs(plan("decoder", f"--learner.{option}", str(folder)))["2 blocks", 0].name)
+    assert names[0] != names[1]
+    (folder / f"{weights}.safetensors").unlink()
+    digest.cache_clear()
+    with pytest.raises(TubeletError, match=rf"theirs has no {weights}\.safetensors"):
+        plan("decoder", f"--learner.{option}", str(folder))
+
+
+def test_an_encoder_that_does_not_fit_is_refused_before_any_work(plan, theirs, tmp_path):
+    with pytest.raises(TubeletError, match="nobody does not exist; give the folder of a run"):
+        plan("strategy", init=tmp_path / "nobody")
+    with pytest.raises(TubeletError, match=r"theirs does not fit: backbone\.dim is 32 there and 16 here"):
+        plan("strategy", init=theirs(1, dim=32))
+
+
+def test_an_encoder_that_is_given_is_one_more_row(plan, theirs):
+    made = plan("strategy", init=theirs(1))
     assert made.rows[-1].name == "theirs, as it is" and runs(made)["theirs, as it is", 0].trained is False
 
 
@@ -101,6 +155,9 @@ def test_the_rows_of_a_transfer_matrix_are_manifests_and_so_are_its_columns(plan
     assert len(runs(made)["other", 0].videos) == 12 and runs(made)["clips", 0].name != runs(made)["other", 0].name
     with pytest.raises(TubeletError, match="data needs --manifests"):
         plan("data")
+    for table in ("data", "transfer"):
+        with pytest.raises(TubeletError, match=r"no such manifest: .*nope\.csv"):
+            plan(table, manifests=[corpus, tmp_path / "nope.csv"])
 
 
 def test_options_of_tasks_are_told_from_those_of_the_recipe():

@@ -2,10 +2,14 @@ import csv
 import io
 import itertools
 import json
+import re
+import shlex
 
 import pytest
 
+from tubelet import recipe
 from tubelet.ablate import figure, summary
+from tubelet.ablate.plan import split_words
 
 
 def row(name, published, values, x=None, errors=()):
@@ -93,6 +97,32 @@ def test_files_hold_every_number(tmp_path):
                  "1 judgements are missing"):  # fmt: skip
         assert part in text
     assert paths[3].read_bytes().startswith(b"\x89PNG")
+
+
+def test_options_can_be_pasted_into_a_shell():
+    about = made([row("tube", 69.6, {0: 50.0})])
+    words = ["--train.length", "4 steps", "--data.manifest=my clips.csv"]
+    tasks = {"finetune": {"lrs": [0.01, 0.1], "length": "10 epochs"}, "knn": {"k": 3}}
+    told = summary.as_markdown(about | {"options": words, "tasks": tasks})
+    _, options, given = [shlex.split(code) for code in re.findall("`(.*?)`", told)]
+    assert options == words
+    _, of_tasks = split_words(given)
+    assert recipe.task_options(list(tasks), of_tasks) == tasks
+
+
+def test_a_figure_begins_at_nought_however_wide_the_spread(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **how: drawn.append(self))
+    untrained = row("not pre-trained", None, {0: 10.0})
+    wide, other = (row(name, None, {0: 1.0, 1: 60.0}, x=x) for name, x in (("1/2", 4.0), ("all", 8.0)))
+    assert wide["mean"]["knn"] < wide["std"]["knn"]
+    figure.draw(made([untrained, wide, other]), tmp_path / "a.png")
+    figure.draw(made([untrained, wide, other], axis="epochs"), tmp_path / "b.png")
+    lines, curve = (one.axes[0] for one in drawn)
+    assert lines.get_xlim()[0] == curve.get_ylim()[0] == 0.0
+    assert lines.get_xlim()[1] > 60 and curve.get_ylim()[1] > 60
 
 
 def test_a_figure_gives_ours_and_the_published_numbers_a_panel_each(tmp_path, monkeypatch):

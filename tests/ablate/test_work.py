@@ -99,6 +99,12 @@ def test_an_untrained_network_is_judged_from_scratch_where_others_are_fine_tuned
     assert asked == ["scratch", "knn", "finetune", "knn"]
 
 
+def test_the_log_calls_no_untrained_network_trained(ablate, capfd):
+    assert ablate("decoder", "--only", "not pre-trained", "--tasks", "knn") == 0
+    said = capfd.readouterr().err
+    assert "not pre-trained, seed 0: not pre-trained" in said and "knn: encoder, seed 0" in said
+
+
 def test_images_are_learnt_first_and_their_encoder_inflated(plan, trained):
     """Each frame of the cube's embedding is the picture's, divided by their number (average inflation)."""
     from tubelet.checkpoint import load_backbone
@@ -197,6 +203,27 @@ def test_a_run_is_held_by_one_process_and_free_when_that_is_killed(plan):
     holder.wait()
     with work.hold(made.out, run):
         assert str(os.getpid()) in lock.read_text()
+    assert not lock.exists()
+
+
+def test_a_lock_whose_file_was_removed_keeps_nobody_out_and_is_not_taken(plan, monkeypatch):
+    """The other process ends, and removes the file, between our opening it and our locking it."""
+    made = plan("decoder")
+    run = made.cells[1].run
+    other = work.hold(made.out, run)
+    other.__enter__()
+    real = work.fcntl.flock
+
+    def flock(file, how):
+        other.__exit__(None, None, None)
+        real(file, how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(work.fcntl, "flock", flock)
+        with pytest.raises(work.Busy, match="has just ended"), work.hold(made.out, run):
+            pass
+    with work.hold(made.out, run), pytest.raises(work.Busy, match=str(os.getpid())), work.hold(made.out, run):
+        pass
 
 
 def test_what_another_process_is_at_is_left_to_it_and_waited_for(plan, trained, monkeypatch):
@@ -237,6 +264,7 @@ def test_two_processes_share_a_table(mine, tmp_path):
     assert not any(work.missing(made, cell.run) for cell in made.cells)
     assert sorted(trained.get(timeout=5) for _ in range(4)) == sorted(c.run.name for c in made.cells if c.run.trained)
     assert trained.empty()
+    assert not list((tmp_path / "out" / "runs").glob("*.lock"))
 
 
 # What a user may do wrong: one line each
@@ -277,6 +305,16 @@ def test_dry_run_lists_and_touches_nothing(ablate, tmp_path, capsys):
     capsys.readouterr()
     assert ablate("decoder", "--dry-run", "--tasks", "knn") == 0
     assert capsys.readouterr().out.count("done") == 1
+
+
+def test_a_report_of_nothing_is_refused_and_leaves_no_folder(ablate, mine, tmp_path, capfd):
+    assert ablate("decoder", "--only", "1 block", "--tasks", "knn") == 0
+    assert ablate("decoder", "--report", "--tasks", "knn") == 0
+    capfd.readouterr()
+    words = ["--report", "--tasks", "knn", "--out", str(tmp_path / "typo")]
+    assert cli.main(["ablate", "decoder", str(mine), *words]) == 1
+    assert "typo has nothing of these rows to report" in capfd.readouterr().err
+    assert not (tmp_path / "typo").exists()
 
 
 def test_the_tables_are_listed(capsys):

@@ -8,7 +8,7 @@ from typing import Any
 
 from tubelet import recipe
 from tubelet.ablate import tables
-from tubelet.ablate.plan import Plan, judgements, split_words
+from tubelet.ablate.plan import FOLDERS, Plan, begin, by_contents, judgements, listing, split_words
 from tubelet.log import console, say, table
 from tubelet.recipe import UsageError
 from tubelet.registry import nearest
@@ -46,7 +46,8 @@ def ablate(
         report: run nothing.
 
     Raises:
-        TubeletError: the table, the recipe, an option or the videos do not fit, or a row failed (all others are done).
+        TubeletError: the table, the recipe, an option or the videos do not fit, a row failed (all others are done), or
+            there is nothing to report.
     """
     plan = make_plan(name, recipe_name, dotted, out, seeds, tasks, labels_per_class, manifests, init)
     known = [row.name for row in plan.rows]
@@ -58,6 +59,9 @@ def ablate(
     if dry_run:
         print(_listed(plan, record, missing))
         return
+    runs = [record(out, cell.run) for cell in plan.cells if cell.run is not None]
+    if report and not any(one["judged"] or one["errors"] for one in runs):
+        raise TubeletError(f"{out} has nothing of these rows to report: the same command without --report makes them")
     (out / "runs").mkdir(parents=True, exist_ok=True)
     from tubelet.ablate import summary
 
@@ -78,7 +82,11 @@ def make_plan(
     name: str, recipe_name: str, dotted: Sequence[str], out: Path, seeds: Sequence[int], tasks: Sequence[str],
     labels_per_class: int | None, manifests: Sequence[Path], init: Path | None,
 ) -> Plan:  # fmt: skip
-    """A plan that is checked as far as it can be before anything is run."""
+    """A plan that is checked as far as it can be before anything is run.
+
+    Raises:
+        TubeletError: an option, a manifest or the folder of another run is not there or does not fit.
+    """
     found = tables.find(name)
     words, of_tasks = split_words(dotted)
     asked = recipe.task_options(tasks, of_tasks)
@@ -93,7 +101,15 @@ def make_plan(
     if labels_per_class is not None and labels_per_class < 1:
         raise UsageError(f"--labels-per-class must be 1 or more, not {labels_per_class}")
     plan = Plan(found, recipe_name, words, list(dict.fromkeys(seeds)), [], out, manifests, init and init.resolve())
+    for path in manifests:
+        listing(str(path))  # refuses one that is not there
     chosen = plan.load({}, plan.seeds[0])
+    for section in FOLDERS:
+        by_contents(section, getattr(chosen, section))  # refuses a folder without its weights
+    if plan.init is not None:
+        from tubelet.train.run import make_backbone
+
+        make_backbone(begin(chosen, str(plan.init)))
     plan.judgements.extend(
         judgements(
             found, asked, Path(chosen.data["manifest"]), manifests,

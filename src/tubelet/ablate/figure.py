@@ -36,10 +36,17 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
             if column in level:
                 line = axes.axhline if summary["axis"] else axes.axvline
                 line(level[column], color=NO_LABEL, linestyle="--", linewidth=1.2, zorder=0, label=summary["baseline"])
+            _from_nought(axes, "y" if summary["axis"] else "x")
         lines = dict(zip(*reversed(grid[0].get_legend_handles_labels()), strict=True))  # each name once
         figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8.5)
         figure.suptitle(summary["title"], fontsize=11.5)
         figure.savefig(path, format="png", dpi=160)
+
+
+def _from_nought(axes: Any, which: str) -> None:
+    """No accuracy is below 0 %, however far a deviation reaches."""
+    low, high = getattr(axes, f"get_{which}lim")()
+    getattr(axes, f"set_{which}lim")(max(0.0, low), high)
 
 
 def _rows(axes: Any, rows: list[Mapping[str, Any]], column: str | None, summary: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,6 +21,11 @@ from tubelet.types import TubeletError
 
 NO_EFFECT = ("workers", "quiet", "log_steps", "save")
 """Options of train that do not change what is learnt."""
+FOLDERS = {
+    "backbone": {"init": "backbone.safetensors"},
+    "learner": {"init": "learner.safetensors", "teacher": "backbone.safetensors"},
+}
+"""Options that name the folder of another run, and the weights that are taken from it."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,15 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """A hash of all that the encoder depends on; folders and manifests count by what is in them."""
+        """A hash of all that the encoder depends on; manifests and folders of other runs count by what is in them."""
         told = self.recipe
-        about: dict[str, Any] = {"seed": told.seed, "clip": told.clip, "backbone": dict(told.backbone)}
+        backbone = {**told.backbone, "init": self.first.name} if self.first else by_contents("backbone", told.backbone)
+        about: dict[str, Any] = {"seed": told.seed, "clip": told.clip, "backbone": backbone}
         if self.trained:
             data = {key: value for key, value in told.data.items() if key != "manifest"}
             train = {key: value for key, value in told.train.items() if key not in NO_EFFECT}
-            about |= {"data": data, "learner": told.learner, "train": train, "videos": self.videos.fingerprint}
-        if self.first:
-            about["backbone"]["init"] = self.first.name
+            learner = by_contents("learner", told.learner)
+            about |= {"data": data, "learner": learner, "train": train, "videos": self.videos.fingerprint}
         return _hash(about)
 
     @property
@@ -146,7 +151,10 @@ class Plan:
         chosen = recipe.load(self.recipe, words)
         chosen.needs()
         manifest = str(Path(chosen.data["manifest"]).resolve())
-        return replace(chosen, data={**chosen.data, "manifest": manifest}, evaluate={})
+        return replace(
+            chosen, data={**chosen.data, "manifest": manifest}, backbone=absolute("backbone", chosen.backbone),
+            learner=absolute("learner", chosen.learner), evaluate={},
+        )  # fmt: skip
 
 
 BASELINE = Row("not pre-trained", trained=False)
@@ -201,6 +209,43 @@ def videos(chosen: Recipe) -> Manifest:
     """What a recipe trains on, as a learner without labels sees it."""
     whole = listing(chosen.data["manifest"])
     return whole if chosen.data["split"] is None else whole.where(chosen.data["split"])
+
+
+def absolute(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a section with whole paths for the folders that it names."""
+    return {**options, **{key: str(Path(path).resolve()) for key, path, _ in _folders(section, options)}}
+
+
+def by_contents(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a section with a digest of what is in a folder in place of its path.
+
+    Raises:
+        TubeletError: a folder is not there, or it has no such weights.
+    """
+    return {**options, **{key: digest(path, weights) for key, path, weights in _folders(section, options)}}
+
+
+def _folders(section: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Option, folder and file of weights of those options that name a folder."""
+    for key, weights in FOLDERS[section].items():
+        if options.get(key) is not None:
+            yield key, options[key], weights
+
+
+@cache
+def digest(folder: str, weights: str) -> str:
+    """A hash of a run's description and of one of its files of weights, read once."""
+    from tubelet.checkpoint import backbone_files
+
+    about, _ = backbone_files(folder)
+    file = about.with_name(weights)
+    if not file.exists():
+        raise TubeletError(f"{folder} has no {weights}: give the folder of a run that still has it")
+    both = hashlib.blake2b(digest_size=8)
+    for path in (about, file):
+        with path.open("rb") as opened:
+            hashlib.file_digest(opened, lambda: both)
+    return both.hexdigest()
 
 
 @cache

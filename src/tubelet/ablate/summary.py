@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,10 +199,13 @@ def as_markdown(summary: Summary) -> str:
 
 
 def _how(summary: Summary) -> str:
-    """The terms under which our numbers were made."""
-    options = f" with `{' '.join(summary['options'])}`" if summary["options"] else ""
-    of_tasks = [f"--{task}.{key} {value}" for task, given in summary["tasks"].items() for key, value in given.items()]
-    tasks = f"; `{' '.join(of_tasks)}`" if of_tasks else ""
+    """The terms under which our numbers were made; options as a shell takes them."""
+    options = f" with `{shlex.join(summary['options'])}`" if summary["options"] else ""
+    of_tasks = [
+        word for task, given in summary["tasks"].items() for key, value in given.items()
+        for word in (f"--{task}.{key}", value if isinstance(value, str) else json.dumps(value))
+    ]  # fmt: skip
+    tasks = f"; `{shlex.join(of_tasks)}`" if of_tasks else ""
     labels = f"; {summary['labels_per_class']} labels a class" if summary["labels_per_class"] else ""
     return f"recipe `{summary['recipe']}`{options}{tasks}{labels}; seeds {' '.join(map(str, summary['seeds']))}"
 

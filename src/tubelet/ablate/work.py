@@ -1,6 +1,6 @@
 """Does what a plan lacks: pre-trains, judges, keeps the numbers. Any number of processes may share one folder.
 
-In ``out/runs`` a run NAME is its folder, ``NAME.json`` (what is done) and ``NAME.lock`` (held by who is at it).
+In ``out/runs`` a run NAME is its folder, ``NAME.json`` (what is done) and, while somebody is at it, ``NAME.lock``.
 """
 
 from __future__ import annotations
@@ -159,6 +159,9 @@ def _note(out: Path, run: Run, **facts: Any) -> None:
 def hold(out: Path, run: Run) -> Iterator[None]:
     """Keeps other processes from a run. The system lets go when the process ends, however it ends.
 
+    Whoever holds the lock removes its file at the end. Another process may have opened it before and get hold of it
+    after: a file without a name, which keeps nobody out. So the name is looked for once the lock is held.
+
     Raises:
         Busy: another process is at it.
     """
@@ -170,10 +173,15 @@ def hold(out: Path, run: Run) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise Busy(f"process {file.read().strip() or '?'} is at it") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
+        if os.fstat(file.fileno()).st_nlink == 0:
+            raise Busy("another process has just ended with it")
+        try:
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _remove(home: Path, patterns: Collection[str]) -> None:

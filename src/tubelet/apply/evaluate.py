@@ -190,7 +190,7 @@ def contestants(run: Path, task: str, seed: int, baseline: bool, still: bool) ->
     if task == "scratch":  # it takes the shape of the network, not its weights
         yield "scratch", task, load_backbone(run)
         return
-    yield read_about(run).get("learner", {}).get("name", "trained"), task, load_backbone(run)
+    yield read_about(run).get("learner", {}).get("name", "encoder"), task, load_backbone(run)
     if baseline and task == "finetune":
         yield "scratch", "scratch", load_backbone(run)
     elif baseline:
