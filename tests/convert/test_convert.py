@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import published
 from tubelet import cli
-from tubelet.checkpoint import load_backbone
+from tubelet.checkpoint import load_backbone, read_about
 from tubelet.convert.convert import convert, read, written_whole
 from tubelet.convert.neutral import Options
 from tubelet.train.run import load_learner
@@ -55,6 +56,27 @@ def test_the_head_of_k710_gives_that_of_another_set(tmp_path):
         (tmp_path / "map.json").write_text(wrong)
         with pytest.raises(TubeletError, match="must be a JSON list of rows of the head, each 0 to 4"):
             read(path, Options(heads=4, head_map=str(tmp_path / "map.json")))
+
+
+@pytest.mark.parametrize("data_set", ["SSV2", "Kinetics-400"])
+def test_a_classifier_is_used_with_the_sampling_it_was_trained_with(tmp_path, data_set):
+    args = Namespace(data_set=data_set, **vars(published.SMALL))
+    source = published.save(published.classifier(), tmp_path / "x.pth", args=args)
+    done = convert(source, tmp_path / "ours", "tubelet", HEADS)
+    in_segments = data_set == "SSV2"
+    assert read_about(tmp_path / "ours")["clip"].get("segments", False) is in_segments
+    said = "sampling: a frame from each of 4 equal parts" if in_segments else "sampling: dense clips, 4 frames 4 apart"
+    assert sum(note.startswith(said) for note in done.notes) == 1
+    convert(tmp_path / "ours", tmp_path / "again", "tubelet")
+    assert read_about(tmp_path / "again")["clip"] == read_about(tmp_path / "ours")["clip"]
+
+
+def test_sampling_that_no_file_says_is_told_by_an_option(tmp_path):
+    source = published.save(published.classifier(), tmp_path / "x.pth", args=published.SMALL)
+    convert(source, tmp_path / "hf", "huggingface", HEADS)
+    assert "segments" not in read(tmp_path / "hf").clip
+    words = ["convert", str(tmp_path / "hf"), str(tmp_path / "ours"), "--to", "tubelet", "--segments"]
+    assert cli.main(words) == 0 and read_about(tmp_path / "ours")["clip"]["segments"] is True
 
 
 def test_what_is_no_conversion_is_not_written_over(tmp_path):

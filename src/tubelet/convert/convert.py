@@ -84,9 +84,13 @@ def read(source: Path, options: Options = Options()) -> Neutral:  # noqa: B008 -
                 f"mmaction2, mae_st, PySlowFast, MAE, timm): its tensors are {_listed(found)}"
             )
         neutral = chosen.read(found, options)
+    if options.segments:
+        neutral.clip["segments"] = True
     if options.encoder:
         neutral.module, neutral.options, neutral.classes = neutral.backbone, {}, []
     _change_head(neutral, options)
+    if neutral.kind == "classifier" and not tubelet.recognises(source):
+        neutral.notes.append(_sampling(neutral.clip))
     if options.pooling == "mean" and neutral.options.get("pool") == "first":
         _pool_mean(neutral)
     if options.mean is not None or options.std is not None:
@@ -97,6 +101,16 @@ def read(source: Path, options: Options = Options()) -> Neutral:  # noqa: B008 -
         neutral.notes.append(f"pixels: expected as (x - {mean:g}) / {std:g}; the first map is changed for ImageNet's")
     neutral.module.eval()
     return neutral
+
+
+def _sampling(clip: dict[str, Any]) -> str:
+    """How a classifier looks at a film, which few files say."""
+    if clip.get("segments"):
+        return f"sampling: a frame from each of {clip['frames']} equal parts of the film"
+    return (
+        f"sampling: dense clips, {clip['frames']} frames {clip['stride']} apart; if it was trained on a frame from each "
+        "equal part of the film (Something-Something), say --segments"
+    )
 
 
 def _listed(found: Found) -> str:
@@ -186,8 +200,9 @@ def _prove_elsewhere(
 ) -> list[str]:
     """Compares with transformers wherever its network can express this one: the source itself, if it is for it."""
     as_it_is = Options(
-        classes=options.classes, stride=options.stride, allow_zero=options.allow_zero, encoder=options.encoder
-    )
+        classes=options.classes, stride=options.stride, segments=options.segments, allow_zero=options.allow_zero,
+        encoder=options.encoder,
+    )  # fmt: skip
     if neutral.taken_for.startswith("Hugging Face") and options == as_it_is:
         return check.compare(neutral, source if source.is_dir() else source.parent)
     folder = fresh if to == "huggingface" else scratch

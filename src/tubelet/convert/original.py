@@ -68,6 +68,8 @@ def read(found: Found, options: Options) -> Neutral:
     neutral = assemble(found, kind, options, (frames, size, size), notes)
     stride = options.stride or settings.get("sampling_rate")
     neutral.clip, neutral.taken_for = clip_of(frames, size, stride), f"original VideoMAE, {kind}"
+    if settings.get("data_set") == "SSV2":  # the published scripts sample it by parts, and every other set densely
+        neutral.clip["segments"] = True
     return neutral
 
 
