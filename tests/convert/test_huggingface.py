@@ -37,6 +37,13 @@ def test_a_config_that_contradicts_the_weights_is_refused(folder, key, value):
         read(folder)
 
 
+@pytest.mark.parametrize(("key", "value"), [("hidden_act", "relu"), ("num_channels", 4), ("qv_bias", False)])
+def test_a_config_of_a_network_that_is_not_ours_is_refused(folder, key, value):
+    edit(folder / "config.json", **{key: value})
+    with pytest.raises(TubeletError, match=rf"config\.json says {key} {json.dumps(value)}, and only"):
+        read(folder)
+
+
 def test_a_config_of_another_pooling_than_the_weights_is_refused(folder):
     edit(folder / "config.json", use_mean_pooling=False)
     with pytest.raises(TubeletError, match="says use_mean_pooling false, and the weights have an fc_norm"):

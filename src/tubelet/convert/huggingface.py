@@ -81,6 +81,10 @@ def read(found: Found, options: Options) -> Neutral:
     config = found.config
     if config.get("model_type") != "videomae":
         raise TubeletError(f"{found.path} has VideoMAE's names but no config.json of a videomae model beside it")
+    for key, only in {"hidden_act": "gelu", "num_channels": 3, "qv_bias": True}.items():
+        if config.get(key, only) != only:
+            said, known = json.dumps(config[key]), json.dumps(only)
+            raise TubeletError(f"{found.path}: config.json says {key} {said}, and only {known} is known here")
     refuse_empty(found.tensors, str(found.path), options.allow_zero)
     found.tensors = {_bias_of_4(name): tensor for name, tensor in found.tensors.items()}
     tensors = found.tensors
@@ -91,8 +95,6 @@ def read(found: Found, options: Options) -> Neutral:
         kind = "classifier"
     elif any(name.startswith("videomae.") for name in tensors):  # saved without its head
         found.tensors = tensors = {name.removeprefix("videomae."): tensor for name, tensor in tensors.items()}
-    if not config.get("qv_bias", True):
-        raise TubeletError(f"{found.path} has no biases of queries and values (config.json: qv_bias false)")
 
     def theirs(name: str) -> list[str]:
         return rename(kind, name)
