@@ -83,11 +83,30 @@ def test_what_is_no_conversion_is_not_written_over(tmp_path):
     source = published.save(published.classifier(), tmp_path / "x.pth", args=published.SMALL)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    for out, to in ((tmp_path / "mine", "tubelet"), (source, "original"), (tmp_path / "mine", "original")):
-        before = source.read_bytes()
+    other = published.save(published.classifier(seed=1), tmp_path / "other.pth")
+    for out, to in ((tmp_path / "mine", "tubelet"), (other, "original"), (tmp_path / "mine", "original")):
+        before = other.read_bytes()
         with pytest.raises(TubeletError, match="is not a conversion"):
             convert(source, out, to, HEADS)
-        assert source.read_bytes() == before and (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+        assert other.read_bytes() == before and (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("hf", "hf"), ("hf", "again"), ("hf", "hf/../hf"), ("again", "hf"), ("hf", "hf/new"),
+        ("hf/model.safetensors", "hf"), ("hf/model.safetensors", "again/model.safetensors"),
+    ],
+)  # fmt: skip
+def test_the_source_is_never_written_over(tmp_path, source, out):
+    """A conversion may be replaced, but not by what is made of it."""
+    path = published.save(published.classifier(), tmp_path / "x.pth", args=published.SMALL)
+    convert(path, tmp_path / "hf", "huggingface", HEADS)
+    (tmp_path / "again").symlink_to(tmp_path / "hf")
+    before = contents(tmp_path / "hf")
+    with pytest.raises(TubeletError, match="is, holds or is within .* choose another place"):
+        convert(tmp_path / source, tmp_path / out, "tubelet")
+    assert contents(tmp_path / "hf") == before
 
 
 def test_a_conversion_is_replaced_until_it_was_used(tmp_path):

@@ -52,8 +52,10 @@ def convert(source: Path, out: Path, to: str, options: Options = Options()) -> C
 
     Raises:
         TubeletError: the source is no checkpoint that is known here, does not fit, is empty in parts, or has what the
-            format has no place for; ``out`` is something else than a conversion; or the comparison fails.
+            format has no place for; ``out`` is something else than a conversion, or the source itself; or the
+            comparison fails.
     """
+    _refuse_source(source, out)
     _refuse_other(out)
     neutral = read(source, options)
     with tempfile.TemporaryDirectory(prefix="tubelet-") as scratch, written_whole(out) as fresh:
@@ -212,6 +214,13 @@ def _prove_elsewhere(
         except TubeletError as error:
             return [f"compared with nothing more: {error}"]
     return check.compare(neutral, folder)
+
+
+def _refuse_source(source: Path, out: Path) -> None:
+    """Raises TubeletError when writing would change what is read; links and other ways to the same place count."""
+    read_from, written_to = source.resolve(), out.resolve()
+    if read_from == written_to or read_from in written_to.parents or written_to in read_from.parents:
+        raise TubeletError(f"{out} is, holds or is within {source}, which is read: choose another place")
 
 
 def _refuse_other(out: Path) -> None:
