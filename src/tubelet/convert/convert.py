@@ -146,27 +146,33 @@ def _change_head(neutral: Neutral, options: Options) -> None:
         neutral.classes = names
 
 
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise TubeletError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TubeletError(f"{path} is not text: {error}") from error
+
+
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TubeletError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
         raise TubeletError(f"{path} is not JSON: {error}") from error
 
 
 def _read_classes(path: Path) -> list[str]:
     """Names in order: one a line, a JSON list, or a JSON object from number to name or from name to number."""
     if path.suffix != ".json":
-        if not path.is_file():
-            raise TubeletError(f"{path} does not exist")
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     value = _read_json(path)
     if isinstance(value, dict):
-        numbered = {int(n): name for n, name in value.items()} if all(k.isdigit() for k in value) else None
-        by_row = numbered if numbered is not None else {int(row): name for name, row in value.items()}
-        return [str(by_row[row]) for row in sorted(by_row)]
-    return [str(name) for name in value]
+        by_row = value if all(key.isdecimal() for key in value) else {str(row): name for name, row in value.items()}
+        value = [by_row.get(str(row)) for row in range(len(value))]
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TubeletError(f"{path} must be a JSON list of names, or an object from row (0, 1, ...) to name or back")
+    return value
 
 
 def _pool_mean(neutral: Neutral) -> None:

@@ -61,8 +61,8 @@ def read(found: Found, options: Options) -> Neutral:
         kind = "classifier" if "head.weight" in found.tensors else "encoder"
     settings, notes = found.settings, list[str]()
     tubelet, patch = found.tensors[rename(kind, "backbone.embed.weight")[0]].shape[2:4]
-    frames = int(settings.get("num_frames", 16 // tubelet * tubelet))
-    size = int(settings.get("input_size", 224 // patch * patch))
+    frames = int(settings.get("num_frames") or 16 // tubelet * tubelet)
+    size = int(settings.get("input_size") or 224 // patch * patch)
     if not settings:
         notes.append(f"the file does not say what clips it is for: taken as {frames} frames of {size} x {size}")
     neutral = assemble(found, kind, options, (frames, size, size), notes)
