@@ -60,6 +60,9 @@ def convert(source: Path, out: Path, to: str, options: Options = Options()) -> C
     neutral = read(source, options)
     with tempfile.TemporaryDirectory(prefix="tubelet-") as scratch, written_whole(out) as fresh:
         OUT[to].write(neutral, fresh)
+        if to != "tubelet" and neutral.options.get("decoder_ratio"):
+            said = neutral.options["decoder_ratio"]
+            neutral.notes.append(f"learner.decoder_ratio {said:g} is left out: it is of training, not of the network")
         proof = [_prove_back(neutral, fresh, options)]
         proof += _prove_elsewhere(neutral, source, fresh, to, Path(scratch), options)
         result = Converted(neutral.taken_for, neutral.notes, proof)

@@ -259,11 +259,8 @@ def config_of(neutral: Neutral) -> dict[str, Any]:
         "use_mean_pooling": not ours["last_norm"],
     }  # fmt: skip
     if neutral.kind == "pretraining":
-        normalise = neutral.options.get("normalise", "channel")
-        if normalise == "cube":
-            raise TubeletError("the Hugging Face format has no loss for learner.normalise cube")
         config |= {
-            "norm_pix_loss": normalise == "channel",
+            "norm_pix_loss": neutral.options.get("normalise", "channel") == "channel",
             "decoder_hidden_size": state["mask_token"].shape[0],
             "decoder_num_hidden_layers": neutral.options["decoder_depth"],
             "decoder_num_attention_heads": neutral.decoder_heads,

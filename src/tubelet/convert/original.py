@@ -137,8 +137,12 @@ def refuse_parts(neutral: Neutral, target: str, **allowed: Any) -> None:
     for name, value in plain.items():
         if config.get(name, value) not in (value, allowed.get(name, value)):
             raise TubeletError(f"the {target} format has no place for backbone.{name} {config[name]}")
-    if options.get("target", "pixels") not in ("pixels",):
-        raise TubeletError(f"the {target} format has no place for a decoder of learner.target {options['target']}")
+    for name, values in {"target": ("pixels",), "target_frames": ("seen",), "normalise": ("channel", "none")}.items():
+        if options.get(name, values[0]) not in values:
+            raise TubeletError(
+                f"the {target} format has no place for a decoder of learner.{name} {options[name]}: --encoder takes the "
+                "encoder alone"
+            )
     if neutral.kind == "classifier" and config["last_norm"] == options.get("head_norm", True):
         raise TubeletError(
             f"the {target} format has one norm before the head, and this classifier has "
