@@ -220,7 +220,8 @@ def of_run(run: Path) -> Recipe | None:
         TubeletError: ``run`` is not the folder of a run.
     """
     if not run.is_dir():
-        raise TubeletError(f"{run} does not exist; give the folder of a run, such as runs/NAME")
+        what = "is a file" if run.exists() else "does not exist"
+        raise TubeletError(f"{run} {what}; give the folder of a run, such as runs/NAME")
     path = run / "recipe.yaml"
     return Recipe.from_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
 
@@ -398,8 +399,12 @@ def _of_run(init: Any) -> dict[str, Any]:
     path = Path(str(init))
     about = (path if path.is_dir() else path.parent) / "backbone.json"
     if not about.is_file():
-        raise TubeletError(f"backbone.init: {path} is not a run; it has no backbone.json" if path.exists() else
-                           f"backbone.init: {path} does not exist")  # fmt: skip
+        if not path.exists():
+            raise TubeletError(f"backbone.init: {path} does not exist")
+        raise TubeletError(
+            f"backbone.init: {path} is not a run; it has no backbone.json; of a checkpoint of another codebase "
+            f"`tubelet convert {path} DST --to tubelet` makes one"
+        )
     try:
         described = json.loads(about.read_text(encoding="utf-8"))
         sections = {"backbone": dict(described["backbone"]), "data": described.get("clip", {})}

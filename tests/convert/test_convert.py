@@ -104,7 +104,7 @@ def test_the_source_is_never_written_over(tmp_path, source, out):
     convert(path, tmp_path / "hf", "huggingface", HEADS)
     (tmp_path / "again").symlink_to(tmp_path / "hf")
     before = contents(tmp_path / "hf")
-    with pytest.raises(TubeletError, match="is, holds or is within .* choose another place"):
+    with pytest.raises(TubeletError, match=r"is, holds or is within .* choose another place"):
         convert(tmp_path / source, tmp_path / out, "tubelet")
     assert contents(tmp_path / "hf") == before
 
@@ -128,6 +128,22 @@ def test_an_error_on_the_way_leaves_what_was_there(tmp_path):
         (fresh / "half").write_text("half")
         raise RuntimeError("no more disk")
     assert contents(tmp_path / "ours") == before and {p.name for p in tmp_path.iterdir()} == {"x.pth", "ours"}
+
+
+@pytest.mark.parametrize("source", ["x.pth", "hf"])
+@pytest.mark.parametrize("command", ["embed", "show", "train"])
+def test_a_checkpoint_of_others_is_told_how_to_become_one_of_ours(tmp_path, capfd, source, command):
+    path = published.save(published.classifier(), tmp_path / "x.pth", args=published.SMALL)
+    convert(path, tmp_path / "hf", "huggingface", HEADS)
+    place = str(tmp_path / source)
+    words = {
+        "embed": [place, "clips.csv", "-o", "x.npz"],
+        "show": ["v1/pretrain_k400_base_800e", "--backbone.init", place],
+        "train": ["v1/pretrain_k400_base_800e", "--backbone.init", place],
+    }[command]
+    assert cli.main([command, *words]) == 1
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "has no backbone.json" in line and f"`tubelet convert {place} DST --to tubelet`" in line
 
 
 def test_the_folder_says_where_it_came_from(tmp_path):

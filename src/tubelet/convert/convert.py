@@ -113,8 +113,8 @@ def _sampling(clip: dict[str, Any]) -> str:
     if clip.get("segments"):
         return f"sampling: a frame from each of {clip['frames']} equal parts of the film"
     return (
-        f"sampling: dense clips, {clip['frames']} frames {clip['stride']} apart; if it was trained on a frame from each "
-        "equal part of the film (Something-Something), say --segments"
+        f"sampling: dense clips, {clip['frames']} frames {clip['stride']} apart; if it was trained on a frame from "
+        "each equal part of the film (Something-Something), say --segments"
     )
 
 
@@ -169,13 +169,13 @@ def _read_classes(path: Path) -> list[str]:
     """Names in order: one a line, a JSON list, or a JSON object from number to name or from name to number."""
     if path.suffix != ".json":
         return [line.strip() for line in _read_text(path).splitlines() if line.strip()]
-    value = _read_json(path)
-    if isinstance(value, dict):
-        by_row = value if all(key.isdecimal() for key in value) else {str(row): name for name, row in value.items()}
-        value = [by_row.get(str(row)) for row in range(len(value))]
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+    names = _read_json(path)
+    if isinstance(names, dict):
+        by_row = names if all(key.isdecimal() for key in names) else {str(row): name for name, row in names.items()}
+        names = [by_row.get(str(row)) for row in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TubeletError(f"{path} must be a JSON list of names, or an object from row (0, 1, ...) to name or back")
-    return value
+    return [str(name) for name in names]
 
 
 def _pool_mean(neutral: Neutral) -> None:

@@ -172,7 +172,7 @@ def _classes(found: Found, count: int) -> list[str]:
     labels = found.config.get("id2label", {})
     if not isinstance(labels, dict) or not all(key.isdecimal() for key in labels):
         raise TubeletError(
-            f'{found.path}: config.json says id2label {str(labels)[:60]}: it must be names by row, such as {{"0": "run"}}'
+            f'{found.path}: config.json says id2label {str(labels)[:60]}: it must be names by row, as {{"0": "run"}}'
         )
     named = {int(row): str(name) for row, name in labels.items()}
     return [named[row] for row in range(count)] if sorted(named) == list(range(count)) else numbers(count)

@@ -188,8 +188,8 @@ def _pickle(path: Path) -> dict[str, Any]:
                 "where you trust it, load it and save its weights alone"
             ) from error
         raise TubeletError(
-            f"{path} cannot be read as a checkpoint: it is truncated, not of PyTorch, or a pickle that may hold code (none "
-            "was run)"
+            f"{path} cannot be read as a checkpoint: it is truncated, not of PyTorch, or a pickle that may hold code "
+            "(none was run)"
         ) from error
     if not isinstance(inside, dict):
         raise TubeletError(f"{path} holds a {type(inside).__name__}, not a dictionary of weights")

@@ -46,8 +46,8 @@ def read(found: Found, options: Options) -> Neutral:
         frames = clip // tubelet
         if frames == 0 or len(joint) % frames:
             raise TubeletError(
-                f"{found.path} has {len(joint)} positions (pos_embed), which are no clip of {clip} frames: other lengths "
-                "of clips are known from pos_embed_spatial and pos_embed_temporal alone"
+                f"{found.path} has {len(joint)} positions (pos_embed), which are no clip of {clip} frames: other "
+                "lengths of clips are known from pos_embed_spatial and pos_embed_temporal alone"
             )
         spatial, temporal = _apart(joint.unflatten(0, (frames, -1)), found)
     elif "pos_embed_spatial" in tensors and "pos_embed_temporal" in tensors:

@@ -23,8 +23,8 @@ def read(found: Found, options: Options) -> Neutral:
     """A recogniser with its head, or the backbone of a detector of actions.
 
     Raises:
-        TubeletError: tensors are missing, unexpected or empty, or its positions are not the published table, or not that
-            of a square clip of 16 frames.
+        TubeletError: tensors are missing, unexpected or empty, or its positions are not the published table, or not
+            that of a square clip of 16 frames.
     """
     tensors, notes = {}, []
     for name, tensor in found.tensors.items():
@@ -46,8 +46,8 @@ def read(found: Found, options: Options) -> Neutral:
         side = round((table.shape[1] / times) ** 0.5)
         if side * side * times != table.shape[1]:
             raise TubeletError(
-                f"{found.path} has {table.shape[1]} positions (pos_embed), which are no square clip of {FRAMES} frames: "
-                "other clips of mmaction2 are not known here"
+                f"{found.path} has {table.shape[1]} positions (pos_embed), which are no square clip of {FRAMES} "
+                "frames: other clips of mmaction2 are not known here"
             )
         size = side * patch
     notes.append(f"the file does not say what clips it is for: taken as {FRAMES} frames of {size} x {size}")

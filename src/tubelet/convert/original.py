@@ -140,8 +140,8 @@ def refuse_parts(neutral: Neutral, target: str, **allowed: Any) -> None:
     for name, values in {"target": ("pixels",), "target_frames": ("seen",), "normalise": ("channel", "none")}.items():
         if options.get(name, values[0]) not in values:
             raise TubeletError(
-                f"the {target} format has no place for a decoder of learner.{name} {options[name]}: --encoder takes the "
-                "encoder alone"
+                f"the {target} format has no place for a decoder of learner.{name} {options[name]}: --encoder takes "
+                "the encoder alone"
             )
     if neutral.kind == "classifier" and config["last_norm"] == options.get("head_norm", True):
         raise TubeletError(
