@@ -188,7 +188,11 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     known_as = path.relative_to(FOLDER).with_suffix("").as_posix() if path.is_relative_to(FOLDER) else None
     source = known_as or str(path)
     given = _read_overrides(overrides)
-    written = _sections(_mapping(path.read_text(encoding="utf-8"), str(path)), given, str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no recipe: it is not text") from None
+    written = _sections(_mapping(text, str(path)), given, str(path))
     run = _of_run(given.get("backbone.init", written["backbone"].get("init")))
     chosen = {
         section: _choice(section, given.get(f"{section}.name"), written, run.get(f"{section}.name"))
