@@ -171,3 +171,9 @@ def test_yaml_is_readable_and_only_whole_recipes_are_taken_for_resolved(written)
     with pytest.raises(TubeletError, match="it has no backbone, data"):
         Recipe.from_yaml("name: x\nseed: 0\n")
     assert replace(resolved, source="elsewhere") == resolved
+
+
+def test_a_file_that_is_not_text_is_no_recipe(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"\x80\x02PK")
+    with pytest.raises(UsageError, match=r"x\.pth is no recipe: it is not text"):
+        recipe.load(tmp_path / "x.pth")

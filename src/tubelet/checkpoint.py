@@ -151,7 +151,10 @@ def backbone_files(path: str | Path) -> tuple[Path, Path]:
         raise TubeletError(f"{path} does not exist; give the folder of a run, such as runs/NAME")
     for file in (about, weights):
         if not file.exists():
-            raise TubeletError(f"{folder} has no {file.name}: it is not the folder of a finished or checkpointed run")
+            raise TubeletError(
+                f"{folder} has no {file.name}: it is not the folder of a finished or checkpointed run; of a checkpoint "
+                f"of another codebase `tubelet convert {path} DST --to tubelet` makes one"
+            )
     return about, weights
 
 

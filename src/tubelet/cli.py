@@ -441,6 +441,8 @@ def report(args: Namespace, _: list[str]) -> None:
     argument("out", type=Path, metavar="DST", help="folder to write; a file for original"),
     argument("--to", choices=("tubelet", "huggingface", "original"), required=True, help="what to write"),
     flag("--encoder", "encoder", "take the encoder alone"),
+    flag("--segments", "segments", "its clips are a frame from each equal part of the film (Something-Something), when "
+         "the file does not say"),
     flag("--ema", "ema", "take the moving average of the weights that the file has beside them"),
     flag("--allow-zero", "allow_zero", "accept tensors that are wholly zero"),
     signature("tubelet.convert.neutral", "Options"),

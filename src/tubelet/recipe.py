@@ -191,7 +191,11 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     known_as = path.relative_to(FOLDER).with_suffix("").as_posix() if path.is_relative_to(FOLDER) else None
     source = known_as or str(path)
     given = _read_overrides(overrides)
-    written = _sections(_mapping(path.read_text(encoding="utf-8"), str(path)), given, str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no recipe: it is not text") from None
+    written = _sections(_mapping(text, str(path)), given, str(path))
     run = _of_run(given.get("backbone.init", written["backbone"].get("init")))
     chosen = {
         section: _choice(section, given.get(f"{section}.name"), written, run.get(f"{section}.name"))
@@ -223,7 +227,8 @@ def of_run(run: Path) -> Recipe | None:
         TubeletError: ``run`` is not the folder of a run.
     """
     if not run.is_dir():
-        raise TubeletError(f"{run} does not exist; give the folder of a run, such as runs/NAME")
+        what = "is a file" if run.exists() else "does not exist"
+        raise TubeletError(f"{run} {what}; give the folder of a run, such as runs/NAME")
     path = run / "recipe.yaml"
     return Recipe.from_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
 
@@ -401,8 +406,12 @@ def _of_run(init: Any) -> dict[str, Any]:
     path = Path(str(init))
     about = (path if path.is_dir() else path.parent) / "backbone.json"
     if not about.is_file():
-        raise TubeletError(f"backbone.init: {path} is not a run; it has no backbone.json" if path.exists() else
-                           f"backbone.init: {path} does not exist")  # fmt: skip
+        if not path.exists():
+            raise TubeletError(f"backbone.init: {path} does not exist")
+        raise TubeletError(
+            f"backbone.init: {path} is not a run; it has no backbone.json; of a checkpoint of another codebase "
+            f"`tubelet convert {path} DST --to tubelet` makes one"
+        )
     try:
         described = json.loads(about.read_text(encoding="utf-8"))
         sections = {"backbone": dict(described["backbone"]), "data": described.get("clip", {})}

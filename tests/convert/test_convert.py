@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import published
 from tubelet import cli
-from tubelet.checkpoint import load_backbone
+from tubelet.checkpoint import load_backbone, read_about
 from tubelet.convert.convert import convert, read, written_whole
 from tubelet.convert.neutral import Options
 from tubelet.train.run import load_learner
@@ -57,15 +58,55 @@ def test_the_head_of_k710_gives_that_of_another_set(tmp_path):
             read(path, Options(heads=4, head_map=str(tmp_path / "map.json")))
 
 
+@pytest.mark.parametrize("data_set", ["SSV2", "Kinetics-400"])
+def test_a_classifier_is_used_with_the_sampling_it_was_trained_with(tmp_path, data_set):
+    args = Namespace(data_set=data_set, **vars(published.SMALL))
+    source = published.save(published.classifier(), tmp_path / "x.pth", args=args)
+    done = convert(source, tmp_path / "ours", "tubelet", HEADS)
+    in_segments = data_set == "SSV2"
+    assert read_about(tmp_path / "ours")["clip"].get("segments", False) is in_segments
+    said = "sampling: a frame from each of 4 equal parts" if in_segments else "sampling: dense clips, 4 frames 4 apart"
+    assert sum(note.startswith(said) for note in done.notes) == 1
+    convert(tmp_path / "ours", tmp_path / "again", "tubelet")
+    assert read_about(tmp_path / "again")["clip"] == read_about(tmp_path / "ours")["clip"]
+
+
+def test_sampling_that_no_file_says_is_told_by_an_option(tmp_path):
+    source = published.save(published.classifier(), tmp_path / "x.pth", args=published.SMALL)
+    convert(source, tmp_path / "hf", "huggingface", HEADS)
+    assert "segments" not in read(tmp_path / "hf").clip
+    words = ["convert", str(tmp_path / "hf"), str(tmp_path / "ours"), "--to", "tubelet", "--segments"]
+    assert cli.main(words) == 0 and read_about(tmp_path / "ours")["clip"]["segments"] is True
+
+
 def test_what_is_no_conversion_is_not_written_over(tmp_path):
     source = published.save(published.classifier(), tmp_path / "x.pth", args=published.SMALL)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    for out, to in ((tmp_path / "mine", "tubelet"), (source, "original"), (tmp_path / "mine", "original")):
-        before = source.read_bytes()
+    other = published.save(published.classifier(seed=1), tmp_path / "other.pth")
+    for out, to in ((tmp_path / "mine", "tubelet"), (other, "original"), (tmp_path / "mine", "original")):
+        before = other.read_bytes()
         with pytest.raises(TubeletError, match="is not a conversion"):
             convert(source, out, to, HEADS)
-        assert source.read_bytes() == before and (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+        assert other.read_bytes() == before and (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("hf", "hf"), ("hf", "again"), ("hf", "hf/../hf"), ("again", "hf"), ("hf", "hf/new"),
+        ("hf/model.safetensors", "hf"), ("hf/model.safetensors", "again/model.safetensors"),
+    ],
+)  # fmt: skip
+def test_the_source_is_never_written_over(tmp_path, source, out):
+    """A conversion may be replaced, but not by what is made of it."""
+    path = published.save(published.classifier(), tmp_path / "x.pth", args=published.SMALL)
+    convert(path, tmp_path / "hf", "huggingface", HEADS)
+    (tmp_path / "again").symlink_to(tmp_path / "hf")
+    before = contents(tmp_path / "hf")
+    with pytest.raises(TubeletError, match=r"is, holds or is within .* choose another place"):
+        convert(tmp_path / source, tmp_path / out, "tubelet")
+    assert contents(tmp_path / "hf") == before
 
 
 def test_a_conversion_is_replaced_until_it_was_used(tmp_path):
@@ -87,6 +128,22 @@ def test_an_error_on_the_way_leaves_what_was_there(tmp_path):
         (fresh / "half").write_text("half")
         raise RuntimeError("no more disk")
     assert contents(tmp_path / "ours") == before and {p.name for p in tmp_path.iterdir()} == {"x.pth", "ours"}
+
+
+@pytest.mark.parametrize("source", ["x.pth", "hf"])
+@pytest.mark.parametrize("command", ["embed", "show", "train"])
+def test_a_checkpoint_of_others_is_told_how_to_become_one_of_ours(tmp_path, capfd, source, command):
+    path = published.save(published.classifier(), tmp_path / "x.pth", args=published.SMALL)
+    convert(path, tmp_path / "hf", "huggingface", HEADS)
+    place = str(tmp_path / source)
+    words = {
+        "embed": [place, "clips.csv", "-o", "x.npz"],
+        "show": ["v1/pretrain_k400_base_800e", "--backbone.init", place],
+        "train": ["v1/pretrain_k400_base_800e", "--backbone.init", place],
+    }[command]
+    assert cli.main([command, *words]) == 1
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "has no backbone.json" in line and f"`tubelet convert {place} DST --to tubelet`" in line
 
 
 def test_the_folder_says_where_it_came_from(tmp_path):

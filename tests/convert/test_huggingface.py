@@ -37,6 +37,13 @@ def test_a_config_that_contradicts_the_weights_is_refused(folder, key, value):
         read(folder)
 
 
+@pytest.mark.parametrize(("key", "value"), [("hidden_act", "relu"), ("num_channels", 4), ("qv_bias", False)])
+def test_a_config_of_a_network_that_is_not_ours_is_refused(folder, key, value):
+    edit(folder / "config.json", **{key: value})
+    with pytest.raises(TubeletError, match=rf"config\.json says {key} {json.dumps(value)}, and only"):
+        read(folder)
+
+
 def test_a_config_of_another_pooling_than_the_weights_is_refused(folder):
     edit(folder / "config.json", use_mean_pooling=False)
     with pytest.raises(TubeletError, match="says use_mean_pooling false, and the weights have an fc_norm"):
@@ -50,6 +57,42 @@ def test_a_config_of_another_model_or_a_damaged_one_is_refused(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(TubeletError, match=r"config\.json is damaged"):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_frames", "x"), ("num_frames", None), ("num_frames", 0), ("num_frames", 4.5), ("image_size", []),
+        ("image_size", [16, 24]), ("image_size", {"height": 16}), ("num_attention_heads", None),
+        ("layer_norm_eps", "small"), ("id2label", {"a": "b"}), ("id2label", ["a", "b"]),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_named_with_its_key(folder, key, value):
+    edit(folder / "config.json", **{key: value})
+    with pytest.raises(TubeletError, match=rf"config\.json says {key} ") as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_are_written_as_text_are_read(folder):
+    before = read(folder)
+    edit(folder / "config.json", num_frames="4", image_size="16", layer_norm_eps="1e-6", hidden_size="48")
+    after = read(folder)
+    assert after.clip == before.clip and after.notes == before.notes
+
+
+@pytest.mark.parametrize("text", ['{"image_mean": [0.5, 0', '{"image_mean": 0.5}', '{"image_std": [1, 1]}', "[]"])
+def test_a_damaged_processor_gets_one_line(folder, text):
+    (folder / "preprocessor_config.json").write_text(text)
+    with pytest.raises(TubeletError, match=r"preprocessor_config\.json"):
+        read(folder)
+
+
+def test_a_folder_that_transformers_does_not_read_is_compared_with_nothing(folder, tmp_path):
+    pytest.importorskip("transformers")
+    edit(folder / "config.json", hidden_size="48", num_frames="4")
+    done = convert(folder, tmp_path / "ours", "tubelet")
+    assert "does not read" in done.proof[1] and all("\n" not in line for line in done.proof)
 
 
 def test_a_file_of_weights_is_read_with_the_config_beside_it(folder):
@@ -70,6 +113,12 @@ def test_names_of_classes_come_from_the_config_or_a_file(folder, tmp_path):
     assert read(folder, Options(classes=str(tmp_path / "names.txt"))).classes == list("abcde")
     (tmp_path / "names.json").write_text(json.dumps({"b": 1, "a": 0, "d": 3, "e": 4, "c": 2}))
     assert read(folder, Options(classes=str(tmp_path / "names.json"))).classes == list("abcde")
+    for text in ('{"a": "b"}', "3", "null", '{"0": "a", "7": "b"}', "[1, 2, 3, 4, 5]", "[["):
+        (tmp_path / "names.json").write_text(text)
+        with pytest.raises(TubeletError, match=r"names\.json (must be a JSON list of names|is not JSON)"):
+            read(folder, Options(classes=str(tmp_path / "names.json")))
+    with pytest.raises(TubeletError, match="is not a file"):
+        read(folder, Options(classes=str(tmp_path)))
     (tmp_path / "few.txt").write_text("a\nb\n")
     with pytest.raises(TubeletError, match="names 2 classes, and the head has 5"):
         read(folder, Options(classes=str(tmp_path / "few.txt")))

@@ -37,6 +37,11 @@ def test_positions_that_make_no_square_are_refused(tmp_path):
         read(published.save(state, tmp_path / "x.pth"), Options(heads=4))
 
 
+def test_cubes_that_do_not_fill_a_clip_are_refused(tmp_path):
+    with pytest.raises(TubeletError, match="--tubelet 3 must divide the 16 frames"):
+        read(published.save(published.image(), tmp_path / "x.pth"), Options(heads=4, tubelet=3))
+
+
 def test_a_network_without_biases_in_its_attention_has_zeros_there(tmp_path):
     state = {name: tensor for name, tensor in published.image().items() if not name.endswith("qkv.bias")}
     neutral = read(published.save(state, tmp_path / "x.pth"), Options(heads=4))

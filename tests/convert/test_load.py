@@ -64,7 +64,7 @@ def test_a_pickle_with_code_never_runs_and_gets_one_line(tmp_path, how, protocol
         torch.save(inside, path, pickle_protocol=protocol)
     else:
         path.write_bytes(pickle.dumps({"model": Bomb(mark)}, protocol=protocol))
-    with pytest.raises(TubeletError, match=r"was not opened|cannot be read") as caught:
+    with pytest.raises(TubeletError, match=r"could run code, so it was not|may hold code \(none was") as caught:
         load(path)
     assert not mark.exists() and "\n" not in str(caught.value)
 

@@ -1,3 +1,5 @@
+from argparse import Namespace
+
 import pytest
 import torch
 
@@ -39,6 +41,13 @@ def test_one_joint_table_is_taken_apart_when_it_is_a_sum(tmp_path):
     state["pos_embed"][0, 5] += 0.1
     with pytest.raises(TubeletError, match="is no sum of one in space and one in time"):
         read(published.save(state, tmp_path / "z.pth"), HEADS)
+
+
+def test_a_joint_table_of_another_length_of_clip_is_refused(tmp_path):
+    state = joint(published.space_time(frames=8), 8)
+    args = Namespace(num_frames=6)
+    with pytest.raises(TubeletError, match=r"32 positions \(pos_embed\), which are no clip of 6 frames"):
+        read(published.save(state, tmp_path / "x.pth", args=args), HEADS)
 
 
 def test_queries_keys_and_values_may_be_in_one_tensor(tmp_path):

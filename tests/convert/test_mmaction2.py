@@ -43,6 +43,15 @@ def test_learnt_positions_are_refused(tmp_path):
         read(published.save(state, tmp_path / "x.pth", "state_dict"), HEADS)
 
 
+@pytest.mark.parametrize("frames", [8, 32])
+def test_a_table_of_another_length_of_clip_is_refused_and_not_read_as_another_size(tmp_path, frames):
+    """32 frames of 224 x 224 have 3136 positions, which 16 of 320 x 320 nearly have."""
+    state = recogniser()
+    state["backbone.pos_embed"] = published.sine_table(frames // 2 * 14 * 14, 48).float()[None]
+    with pytest.raises(TubeletError, match=rf"{frames * 98} positions .* no square clip of 16 frames"):
+        read(published.save(state, tmp_path / "x.pth", "state_dict"), HEADS)
+
+
 def test_a_missing_tensor_is_named(tmp_path):
     state = recogniser()
     del state["backbone.blocks.1.mlp.layers.1.weight"]

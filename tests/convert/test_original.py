@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import published
+from tubelet import registry
 from tubelet.convert.convert import convert, read
 from tubelet.convert.load import Found
-from tubelet.convert.neutral import Options, spread
+from tubelet.convert.neutral import Neutral, Options, clip_of, spread
 from tubelet.convert.original import read as read_original
 from tubelet.convert.original import rename
+from tubelet.convert.tubelet import write
 from tubelet.types import TubeletError
 
 HEADS = Options(heads=4, decoder_heads=2)
@@ -95,6 +97,35 @@ def test_parts_that_the_published_network_has_not_are_refused(tmp_path):
     with pytest.raises(TubeletError, match=r"no place for backbone.positions learned"):
         convert(tmp_path / "ours", tmp_path / "theirs.pth", "original")
     assert not (tmp_path / "theirs.pth").exists()
+
+
+def ours(folder: Path, **options) -> Path:
+    """A run's folder of a small VideoMAE with such options."""
+    backbone = registry.build("backbones", "vit", dim=16, depth=1, heads=1, patch=8)
+    options = {"decoder_depth": 1, "decoder_heads": 1, **options}
+    learner = registry.build("methods", "videomae", backbone=backbone, **options)
+    write(Neutral(learner, {"name": "videomae", **options}, clip_of(4, 16, 1), [], "ours"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("to", ["original", "huggingface"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("target", "difference"), ("normalise", "cube")]
+    + [("target_frames", frames) for frames in ("one", "centre", "denser", "double")],
+)
+def test_a_decoder_of_another_target_is_refused_by_its_option_and_its_encoder_goes(tmp_path, to, option, value):
+    run, out = ours(tmp_path / "run", **{option: value}), tmp_path / "theirs"
+    with pytest.raises(TubeletError, match=f"no place for a decoder of learner.{option} {value}: --encoder"):
+        convert(run, out, to, Options(allow_zero=True))
+    convert(run, out, to, Options(heads=1, allow_zero=True, encoder=True))
+    assert out.exists()
+
+
+@pytest.mark.parametrize("to", ["original", "huggingface"])
+def test_dual_masking_is_of_training_and_left_out(tmp_path, to):
+    done = convert(ours(tmp_path / "run", decoder_ratio=0.5), tmp_path / "theirs", to, Options(allow_zero=True))
+    assert [note for note in done.notes if "learner.decoder_ratio 0.5 is left out" in note]
 
 
 def test_cosine_attention_goes_both_ways(tmp_path):

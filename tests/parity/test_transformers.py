@@ -34,7 +34,7 @@ SIZES = {
                    "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1, "num_frames": 8, "image_size": 24,
                    "patch_size": 8, "tubelet_size": 4},
 }  # fmt: skip
-QUICK = [pytest.param(name, marks=pytest.mark.slow if name == "large" else ()) for name in SIZES]
+QUICK = [pytest.param(name, marks=pytest.mark.slow if name in ("base", "large") else ()) for name in SIZES]
 
 
 def make(kind: str, size: str, **more):

@@ -164,10 +164,16 @@ def classifier(run: Path, manifest: Path, **terms: Any) -> Results:
         raise TubeletError(f"{run} has no classifier: its learner is {about['learner']['name']}")
     classes, weights = about["classes"], which_weights(about)
     protocol = Protocol.from_manifest(read_manifest(manifest), dict(about["clip"]), **terms)
-    if protocol.classes != classes:
+    strange = sorted(set(classes) ^ set(protocol.classes))
+    if strange:
         raise TubeletError(
-            f"{run} knows the classes {', '.join(classes)}, and {manifest} has {', '.join(protocol.classes)}"
+            f"{run} knows {len(classes)} classes, and {manifest} has {len(protocol.classes)}; the first that is not in "
+            f"both is {strange[0]!r}, {'known' if strange[0] in classes else 'in the manifest'}: use the known names "
+            "as labels, or name a converted classifier's by `tubelet convert SRC DST --to tubelet --classes FILE`"
         )
+    order = [classes.index(name) for name in protocol.classes]  # a converted head has its publisher's
+    for rows in learner.head.parameters():
+        rows.data = rows.data[order]
     say(f"judging the weights of {weights} on {len(protocol.test)} videos, {protocol.test_clips} x "
         f"{protocol.test_crops} views each")  # fmt: skip
     result = Classify()(learner, protocol, folder(run, "classifier", "supervised"))
@@ -179,7 +185,7 @@ def classifier(run: Path, manifest: Path, **terms: Any) -> Results:
 
 def which_weights(about: Mapping[str, Any]) -> str:
     """Which weights a folder holds: of the last step, or the best by what; and whether they are averages."""
-    found = f"the last step ({about.get('step')})"
+    found = f"the last step ({about['step']})" if "step" in about else "a converted checkpoint"
     if "chosen_by" in about:
         found = f"step {about['step']}, the best by {about['chosen_by']} ({about['value']:.4f})"
     return f"{found}, moving average" if about.get("weights") == "moving average" else found

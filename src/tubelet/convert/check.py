@@ -31,7 +31,11 @@ def compare(neutral: Neutral, folder: Path) -> list[str]:
         return ["compared with nothing: transformers is not installed (pip install 'tubelet[hub]')"]
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    theirs, report = _architecture(neutral).from_pretrained(folder, output_loading_info=True)
+    try:
+        theirs, report = _architecture(neutral).from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # its own checks of config.json raise classes of several packages
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        return [f"compared with nothing: transformers {transformers.__version__} does not read {folder}: {why}"]
     lost = [*report["missing_keys"], *report["unexpected_keys"]]
     if lost:
         return [

@@ -52,12 +52,17 @@ def convert(source: Path, out: Path, to: str, options: Options = Options()) -> C
 
     Raises:
         TubeletError: the source is no checkpoint that is known here, does not fit, is empty in parts, or has what the
-            format has no place for; ``out`` is something else than a conversion; or the comparison fails.
+            format has no place for; ``out`` is something else than a conversion, or the source itself; or the
+            comparison fails.
     """
+    _refuse_source(source, out)
     _refuse_other(out)
     neutral = read(source, options)
     with tempfile.TemporaryDirectory(prefix="tubelet-") as scratch, written_whole(out) as fresh:
         OUT[to].write(neutral, fresh)
+        if to != "tubelet" and neutral.options.get("decoder_ratio"):
+            said = neutral.options["decoder_ratio"]
+            neutral.notes.append(f"learner.decoder_ratio {said:g} is left out: it is of training, not of the network")
         proof = [_prove_back(neutral, fresh, options)]
         proof += _prove_elsewhere(neutral, source, fresh, to, Path(scratch), options)
         result = Converted(neutral.taken_for, neutral.notes, proof)
@@ -84,9 +89,13 @@ def read(source: Path, options: Options = Options()) -> Neutral:  # noqa: B008 -
                 f"mmaction2, mae_st, PySlowFast, MAE, timm): its tensors are {_listed(found)}"
             )
         neutral = chosen.read(found, options)
+    if options.segments:
+        neutral.clip["segments"] = True
     if options.encoder:
         neutral.module, neutral.options, neutral.classes = neutral.backbone, {}, []
     _change_head(neutral, options)
+    if neutral.kind == "classifier" and not tubelet.recognises(source):
+        neutral.notes.append(_sampling(neutral.clip))
     if options.pooling == "mean" and neutral.options.get("pool") == "first":
         _pool_mean(neutral)
     if options.mean is not None or options.std is not None:
@@ -97,6 +106,16 @@ def read(source: Path, options: Options = Options()) -> Neutral:  # noqa: B008 -
         neutral.notes.append(f"pixels: expected as (x - {mean:g}) / {std:g}; the first map is changed for ImageNet's")
     neutral.module.eval()
     return neutral
+
+
+def _sampling(clip: dict[str, Any]) -> str:
+    """How a classifier looks at a film, which few files say."""
+    if clip.get("segments"):
+        return f"sampling: a frame from each of {clip['frames']} equal parts of the film"
+    return (
+        f"sampling: dense clips, {clip['frames']} frames {clip['stride']} apart; if it was trained on a frame from "
+        "each equal part of the film (Something-Something), say --segments"
+    )
 
 
 def _listed(found: Found) -> str:
@@ -130,27 +149,33 @@ def _change_head(neutral: Neutral, options: Options) -> None:
         neutral.classes = names
 
 
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise TubeletError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TubeletError(f"{path} is not text: {error}") from error
+
+
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TubeletError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
         raise TubeletError(f"{path} is not JSON: {error}") from error
 
 
 def _read_classes(path: Path) -> list[str]:
     """Names in order: one a line, a JSON list, or a JSON object from number to name or from name to number."""
     if path.suffix != ".json":
-        if not path.is_file():
-            raise TubeletError(f"{path} does not exist")
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    value = _read_json(path)
-    if isinstance(value, dict):
-        numbered = {int(n): name for n, name in value.items()} if all(k.isdigit() for k in value) else None
-        by_row = numbered if numbered is not None else {int(row): name for name, row in value.items()}
-        return [str(by_row[row]) for row in sorted(by_row)]
-    return [str(name) for name in value]
+        return [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+    names = _read_json(path)
+    if isinstance(names, dict):
+        by_row = names if all(key.isdecimal() for key in names) else {str(row): name for name, row in names.items()}
+        names = [by_row.get(str(row)) for row in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TubeletError(f"{path} must be a JSON list of names, or an object from row (0, 1, ...) to name or back")
+    return [str(name) for name in names]
 
 
 def _pool_mean(neutral: Neutral) -> None:
@@ -186,8 +211,9 @@ def _prove_elsewhere(
 ) -> list[str]:
     """Compares with transformers wherever its network can express this one: the source itself, if it is for it."""
     as_it_is = Options(
-        classes=options.classes, stride=options.stride, allow_zero=options.allow_zero, encoder=options.encoder
-    )
+        classes=options.classes, stride=options.stride, segments=options.segments, allow_zero=options.allow_zero,
+        encoder=options.encoder,
+    )  # fmt: skip
     if neutral.taken_for.startswith("Hugging Face") and options == as_it_is:
         return check.compare(neutral, source if source.is_dir() else source.parent)
     folder = fresh if to == "huggingface" else scratch
@@ -197,6 +223,13 @@ def _prove_elsewhere(
         except TubeletError as error:
             return [f"compared with nothing more: {error}"]
     return check.compare(neutral, folder)
+
+
+def _refuse_source(source: Path, out: Path) -> None:
+    """Raises TubeletError when writing would change what is read; links and other ways to the same place count."""
+    read_from, written_to = source.resolve(), out.resolve()
+    if read_from == written_to or read_from in written_to.parents or written_to in read_from.parents:
+        raise TubeletError(f"{out} is, holds or is within {source}, which is read: choose another place")
 
 
 def _refuse_other(out: Path) -> None:

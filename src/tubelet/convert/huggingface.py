@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from tubelet.checkpoint import write_json
 from tubelet.convert import original
-from tubelet.convert.load import Found, refuse_empty
+from tubelet.convert.load import Found, read_json, refuse_empty
 from tubelet.convert.neutral import (
     DEVIATION,
     MEAN,
@@ -81,6 +82,10 @@ def read(found: Found, options: Options) -> Neutral:
     config = found.config
     if config.get("model_type") != "videomae":
         raise TubeletError(f"{found.path} has VideoMAE's names but no config.json of a videomae model beside it")
+    for key, only in {"hidden_act": "gelu", "num_channels": 3, "qv_bias": True}.items():
+        if config.get(key, only) != only:
+            said, known = json.dumps(config[key]), json.dumps(only)
+            raise TubeletError(f"{found.path}: config.json says {key} {said}, and only {known} is known here")
     refuse_empty(found.tensors, str(found.path), options.allow_zero)
     found.tensors = {_bias_of_4(name): tensor for name, tensor in found.tensors.items()}
     tensors = found.tensors
@@ -91,22 +96,20 @@ def read(found: Found, options: Options) -> Neutral:
         kind = "classifier"
     elif any(name.startswith("videomae.") for name in tensors):  # saved without its head
         found.tensors = tensors = {name.removeprefix("videomae."): tensor for name, tensor in tensors.items()}
-    if not config.get("qv_bias", True):
-        raise TubeletError(f"{found.path} has no biases of queries and values (config.json: qv_bias false)")
 
     def theirs(name: str) -> list[str]:
         return rename(kind, name)
 
     notes = list[str]()
     has_norm = theirs("backbone.norm.weight")[0] in tensors
-    frames, size = int(config.get("num_frames", 16)), _size(config)
-    heads = options.heads or int(config.get("num_attention_heads", 12))
+    frames, size = int(_number(found, "num_frames", 16)), _size(found)
+    heads = options.heads or int(_number(found, "num_attention_heads", 12))
     backbone = make_backbone(tensors, theirs, heads, made_for=(frames, size, size), last_norm=has_norm)
     _compare_heads(backbone.dim, heads, "num_attention_heads", "heads", notes)
     classes, arguments = list[str](), dict[str, Any]()
     module: Any = backbone
     if kind == "pretraining":
-        heads = options.decoder_heads or int(config.get("decoder_num_attention_heads", 6))
+        heads = options.decoder_heads or int(_number(found, "decoder_num_attention_heads", 6))
         normalise = "channel" if config.get("norm_pix_loss", True) else "none"
         module, arguments = make_pretraining(backbone, tensors, theirs, heads, normalise=normalise)
         _compare_heads(arguments["decoder_dim"], heads, "decoder_num_attention_heads", "decoder_heads", notes)
@@ -122,8 +125,7 @@ def read(found: Found, options: Options) -> Neutral:
         module, arguments, count = make_classifier(
             backbone, tensors, theirs, pool="mean" if pooled else "first", head_norm=pooled
         )
-        named = {int(key): str(value) for key, value in config.get("id2label", {}).items()}
-        classes = [named[row] for row in range(count)] if sorted(named) == list(range(count)) else numbers(count)
+        classes = _classes(found, count)
         if not pooled:
             notes.append(
                 "its head reads the first token alone (use_mean_pooling false; VideoMAE has no class token). That is "
@@ -132,7 +134,7 @@ def read(found: Found, options: Options) -> Neutral:
     _compare_config(backbone.config | {"dim": backbone.dim}, tensors, theirs, found)
     fill(module, found, theirs)
     _look_at_pixels(found, notes)
-    epsilon = config.get("layer_norm_eps", 1e-12)
+    epsilon = _number(found, "layer_norm_eps", 1e-12)
     if epsilon != 1e-6:
         notes.append(f"config.json says layer_norm_eps {epsilon:g}; here it is 1e-6, as published")
     return Neutral(module, arguments, clip_of(frames, size, options.stride), classes, f"Hugging Face, {kind}", notes)
@@ -143,12 +145,37 @@ def _bias_of_4(name: str) -> str:
     return name.replace("attention.attention.value.bias", "attention.attention.v_bias")
 
 
-def _size(config: dict[str, Any]) -> int:
-    size = config.get("image_size", 224)
-    sides = set(size) if isinstance(size, list) else {size}
-    if len(sides) != 1:
-        raise TubeletError(f"config.json says image_size {size}: pictures must be square")
-    return int(sides.pop())
+def _number(found: Found, key: str, usual: float) -> float:
+    """A positive number of ``config.json``, whole where the usual one is; one that is written as text is read too."""
+    said, whole = found.config.get(key, usual), isinstance(usual, int)
+    try:
+        number = float(said)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number < math.inf or (whole and number % 1):
+        kind = "a whole number" if whole else "a number"
+        raise TubeletError(f"{found.path}: config.json says {key} {json.dumps(said)}: it must be {kind} above 0")
+    return number
+
+
+def _size(found: Found) -> int:
+    size = found.config.get("image_size", 224)
+    if isinstance(size, list):
+        if len(size) != 2 or size[0] != size[1]:
+            raise TubeletError(f"{found.path}: config.json says image_size {size}: pictures must be square")
+        found.config["image_size"] = size[0]
+    return int(_number(found, "image_size", 224))
+
+
+def _classes(found: Found, count: int) -> list[str]:
+    """Names of the head's rows; numbers where ``id2label`` is of another head or left out."""
+    labels = found.config.get("id2label", {})
+    if not isinstance(labels, dict) or not all(key.isdecimal() for key in labels):
+        raise TubeletError(
+            f'{found.path}: config.json says id2label {str(labels)[:60]}: it must be names by row, as {{"0": "run"}}'
+        )
+    named = {int(row): str(name) for row, name in labels.items()}
+    return [named[row] for row in range(count)] if sorted(named) == list(range(count)) else numbers(count)
 
 
 def _compare_heads(dim: int, heads: int, key: str, option: str, notes: list[str]) -> None:
@@ -174,7 +201,7 @@ def _compare_config(config: dict[str, Any], tensors: Any, theirs: Any, found: Fo
         "patch_size": config["patch"], "tubelet_size": config["tubelet"],
     }  # fmt: skip
     for key, value in has.items():
-        if key in found.config and found.config[key] not in (value, [value, value]):
+        if key in found.config and str(found.config[key]) not in (str(value), str([value, value])):
             said = found.config[key]
             raise TubeletError(f"{found.path}: config.json says {key} {said}, and the weights have {value}")
 
@@ -183,12 +210,15 @@ def _look_at_pixels(found: Found, notes: list[str]) -> None:
     """Processors of transformers start with a mean of 0.5: a folder may have kept that by mistake."""
     folder = found.path if found.path.is_dir() else found.path.parent
     path = folder / "preprocessor_config.json"
-    about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    mean = about.get("image_mean", list(MEAN))
+    about = read_json(path) if path.is_file() else {}
+    mean, deviation = about.get("image_mean", list(MEAN)), about.get("image_std", list(DEVIATION))
+    for key, values in {"image_mean": mean, "image_std": deviation}.items():
+        if not isinstance(values, list) or [type(value) in (int, float) for value in values] != [True] * 3:
+            raise TubeletError(f"{path} says {key} {json.dumps(values)}: it must be three numbers")
     if any(abs(a - b) > 1e-3 for a, b in zip(mean, MEAN, strict=True)):
         notes.append(
             f"preprocessor_config.json says image_mean {mean}; VideoMAE is trained with ImageNet's, which is used "
-            f"here. If this one really was trained so: --mean {mean[0]} --std {about.get('image_std', [0.5])[0]}"
+            f"here. If this one really was trained so: --mean {mean[0]} --std {deviation[0]}"
         )
 
 
@@ -229,11 +259,8 @@ def config_of(neutral: Neutral) -> dict[str, Any]:
         "use_mean_pooling": not ours["last_norm"],
     }  # fmt: skip
     if neutral.kind == "pretraining":
-        normalise = neutral.options.get("normalise", "channel")
-        if normalise == "cube":
-            raise TubeletError("the Hugging Face format has no loss for learner.normalise cube")
         config |= {
-            "norm_pix_loss": normalise == "channel",
+            "norm_pix_loss": neutral.options.get("normalise", "channel") == "channel",
             "decoder_hidden_size": state["mask_token"].shape[0],
             "decoder_num_hidden_layers": neutral.options["decoder_depth"],
             "decoder_num_attention_heads": neutral.decoder_heads,

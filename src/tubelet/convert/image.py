@@ -28,6 +28,8 @@ def read(found: Found, options: Options) -> Neutral:
     Raises:
         TubeletError: tensors are missing, unexpected or empty, or the picture is not square.
     """
+    if FRAMES % options.tubelet:
+        raise TubeletError(f"--tubelet {options.tubelet} must divide the {FRAMES} frames that a clip is taken to have")
     left_out = sorted({match[0] for name in found.tensors if (match := LEFT_OUT.match(name))})
     tensors = {name: tensor for name, tensor in found.tensors.items() if not LEFT_OUT.match(name)}
     refuse_empty(tensors, str(found.path), options.allow_zero)

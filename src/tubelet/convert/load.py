@@ -126,7 +126,7 @@ def _folder(path: Path) -> Found:
         if (path / name).is_file():
             return load(path / name)
         if index.is_file():
-            shards = sorted(set(_json(index).get("weight_map", {}).values()))
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
             tensors: dict[str, Tensor] = {}
             for shard in shards:
                 tensors |= load(path / Path(shard).name).tensors
@@ -141,10 +141,15 @@ def _folder(path: Path) -> Found:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    return _json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file.
+
+    Raises:
+        TubeletError: it is damaged, or something else than an object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -182,7 +187,10 @@ def _pickle(path: Path) -> dict[str, Any]:
                 f"{path} holds {named[1]} beside tensors and plain values; that could run code, so it was not opened: "
                 "where you trust it, load it and save its weights alone"
             ) from error
-        raise TubeletError(f"{path} cannot be read as a checkpoint: truncated, or not of PyTorch") from error
+        raise TubeletError(
+            f"{path} cannot be read as a checkpoint: it is truncated, not of PyTorch, or a pickle that may hold code "
+            "(none was run)"
+        ) from error
     if not isinstance(inside, dict):
         raise TubeletError(f"{path} holds a {type(inside).__name__}, not a dictionary of weights")
     return inside

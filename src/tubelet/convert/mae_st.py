@@ -42,7 +42,13 @@ def read(found: Found, options: Options) -> Neutral:
         joint = tensors.pop("pos_embed")[0]  # N D, or 1+N D with a class token
         own = joint[0] if "cls_token" in tensors else None
         joint = joint[1:] if own is not None else joint
-        frames = int(found.settings.get("num_frames", 16)) // tubelet
+        clip = int(found.settings.get("num_frames") or 16)
+        frames = clip // tubelet
+        if frames == 0 or len(joint) % frames:
+            raise TubeletError(
+                f"{found.path} has {len(joint)} positions (pos_embed), which are no clip of {clip} frames: other "
+                "lengths of clips are known from pos_embed_spatial and pos_embed_temporal alone"
+            )
         spatial, temporal = _apart(joint.unflatten(0, (frames, -1)), found)
     elif "pos_embed_spatial" in tensors and "pos_embed_temporal" in tensors:
         spatial, temporal = tensors.pop("pos_embed_spatial")[0], tensors.pop("pos_embed_temporal")[0]

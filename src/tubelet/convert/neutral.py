@@ -40,6 +40,8 @@ class Options:
         mean: of the pixels that the checkpoint was trained with, when not the usual one of its format.
         std: likewise their standard deviation.
         stride: frames between two frames of a clip, when the file does not say; published: 4, Something-Something 2.
+        segments: it was trained on clips of a frame from each equal part of the film, as classifiers of
+            Something-Something are, and is used so; when the file does not say.
         tubelet: frames of a cube, for an image model.
         inflate: an image model's weights become a cube's as an "average" over frames (I3D), or in its "central" frame.
         encoder: take the encoder alone, without its decoder or head.
@@ -55,6 +57,7 @@ class Options:
     mean: float | None = None
     std: float | None = None
     stride: int | None = None
+    segments: bool = False
     tubelet: int = 2
     inflate: Literal["average", "central"] = "average"
     encoder: bool = False
@@ -78,7 +81,7 @@ class Neutral:
     options: dict[str, Any]
     """``{"name": ..., **arguments}`` of the learner; empty for an encoder alone."""
     clip: dict[str, Any]
-    """``frames``, ``stride``, ``reference_fps``, ``size``, as in ``backbone.json``."""
+    """``frames``, ``stride``, ``reference_fps``, ``size`` and maybe ``segments``, as in ``backbone.json``."""
     classes: list[str]
     taken_for: str
     """What the source was recognised as."""

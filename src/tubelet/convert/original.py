@@ -61,13 +61,15 @@ def read(found: Found, options: Options) -> Neutral:
         kind = "classifier" if "head.weight" in found.tensors else "encoder"
     settings, notes = found.settings, list[str]()
     tubelet, patch = found.tensors[rename(kind, "backbone.embed.weight")[0]].shape[2:4]
-    frames = int(settings.get("num_frames", 16 // tubelet * tubelet))
-    size = int(settings.get("input_size", 224 // patch * patch))
+    frames = int(settings.get("num_frames") or 16 // tubelet * tubelet)
+    size = int(settings.get("input_size") or 224 // patch * patch)
     if not settings:
         notes.append(f"the file does not say what clips it is for: taken as {frames} frames of {size} x {size}")
     neutral = assemble(found, kind, options, (frames, size, size), notes)
     stride = options.stride or settings.get("sampling_rate")
     neutral.clip, neutral.taken_for = clip_of(frames, size, stride), f"original VideoMAE, {kind}"
+    if settings.get("data_set") == "SSV2":  # the published scripts sample it by parts, and every other set densely
+        neutral.clip["segments"] = True
     return neutral
 
 
@@ -135,8 +137,12 @@ def refuse_parts(neutral: Neutral, target: str, **allowed: Any) -> None:
     for name, value in plain.items():
         if config.get(name, value) not in (value, allowed.get(name, value)):
             raise TubeletError(f"the {target} format has no place for backbone.{name} {config[name]}")
-    if options.get("target", "pixels") not in ("pixels",):
-        raise TubeletError(f"the {target} format has no place for a decoder of learner.target {options['target']}")
+    for name, values in {"target": ("pixels",), "target_frames": ("seen",), "normalise": ("channel", "none")}.items():
+        if options.get(name, values[0]) not in values:
+            raise TubeletError(
+                f"the {target} format has no place for a decoder of learner.{name} {options[name]}: --encoder takes "
+                "the encoder alone"
+            )
     if neutral.kind == "classifier" and config["last_norm"] == options.get("head_norm", True):
         raise TubeletError(
             f"the {target} format has one norm before the head, and this classifier has "
