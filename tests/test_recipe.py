@@ -177,3 +177,9 @@ def test_a_file_that_is_not_text_is_no_recipe(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"\x80\x02PK")
     with pytest.raises(UsageError, match=r"x\.pth is no recipe: it is not text"):
         recipe.load(tmp_path / "x.pth")
+
+
+def test_without_the_task_there_is_no_best():
+    words = ["--data.manifest", "clips.csv", "--backbone.init", "none", "--backbone.name", "vit"]
+    assert recipe.load("finetune", words).train["best"] == "classify/top1"
+    assert recipe.load("finetune", [*words, "--evaluate.classify", "none"]).train["best"] is None

@@ -181,7 +181,10 @@ def train(args: Namespace, dotted: list[str]) -> None:
 
     chosen = recipe.load(args.recipe, dotted)
     chosen.needs()
-    chosen.data["manifest"] = str(Path(chosen.data["manifest"]).resolve())  # a run is looked at from anywhere
+    for section, key in (("data", "manifest"), ("backbone", "init"), ("learner", "init"), ("learner", "teacher")):
+        options = getattr(chosen, section)  # a run is looked at from anywhere
+        if options.get(key) is not None:
+            options[key] = str(Path(options[key]).resolve())
     made = Path(args.recipe)
     out = args.out or (made if (made / "recipe.yaml").is_file() else Path("runs") / chosen.name)
     from tubelet import dist

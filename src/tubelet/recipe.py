@@ -217,6 +217,9 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values[key] = known[key].read(value, f"--{key}")
     if "split" not in written["data"] and "data.split" not in given and not _has_splits(values["data.manifest"]):
         values["data.split"] = None
+    best = values["train.best"]
+    if best and "train.best" not in given and f"evaluate.{best.partition('/')[0]}.every" not in known:
+        values["train.best"] = None  # nothing is left to choose by: its task is switched off
     return _tree(values, source)
 
 

@@ -280,3 +280,13 @@ def test_published_numbers_of_weights_of_every_size_and_decoder(size, patch, dec
         mlp = 48 / 11 if size == "giant" else 4.0  # V2 gives its decoder the encoder's
         learner = VideoMAE(backbone, decoder_dim=dim, decoder_depth=depth, decoder_heads=heads, decoder_mlp=mlp)
     assert sum(p.numel() for p in learner.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+def test_an_encoder_and_a_decoder_of_running_cells_learn():
+    given = batch(frames=8, size=16, count=16)
+    assert make_on({"mask": "running", "ratio": 0.5, "decoder_ratio": 0.5})(given, "main").loss > 0.1
+
+
+def test_the_centre_frame_is_no_target_where_it_may_be_seen():
+    with pytest.raises(TubeletError, match="another mask"):
+        make_on({"mask": "frame", "target_frames": "centre"})

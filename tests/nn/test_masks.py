@@ -142,3 +142,11 @@ def test_motion_is_hidden_and_what_is_still_is_seen():
 def test_a_still_clip_is_hidden_evenly():
     share = masks.draw("motion", torch.arange(3000), torch.zeros(3000, 3, 2, 5, 5), (1, 5, 5), 0.6).float().mean(dim=0)
     assert (share - 0.6).abs().max() < 0.04
+
+
+def test_the_decoders_running_cell_is_not_the_encoders():
+    """With one and the same draw, what is hidden would be what is left out, and there would be nothing to learn."""
+    keys = torch.arange(400) * 13
+    hidden, left_out = masks.running(keys, (4, 4, 4), 0.5), masks.running(keys, (4, 4, 4), 0.5, "decoder")
+    same = (hidden == left_out).all(dim=1).float().mean()
+    assert 0.15 < same < 0.35  # one phase of four

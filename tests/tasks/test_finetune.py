@@ -164,3 +164,11 @@ def test_options_are_checked():
 
 def test_labels_follow_the_protocol(protocol):
     assert labels_of(protocol.test, protocol.classes).tolist() == protocol.test.labels
+
+
+@pytest.mark.parametrize(("asked", "segments"), [("dense", False), ("segments", True), (None, True)])
+def test_how_it_is_trained_in_time_is_how_it_is_tested(protocol, tmp_path, asked, segments):
+    """Also where the encoder was trained otherwise."""
+    of_segments = replace(protocol, clip={**protocol.clip, "segments": True})
+    FineTune(**{**QUICK, "length": "2 steps", "sampling": asked})(colours.backbone(), of_segments, tmp_path)
+    assert read_about(tmp_path / "run")["clip"].get("segments", False) == segments

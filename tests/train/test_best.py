@@ -18,6 +18,7 @@ from tubelet.data.listing import read_manifest
 from tubelet.data.loader import Clips
 from tubelet.methods.supervised import Supervised
 from tubelet.train.fit import Interrupted, fit
+from tubelet.train.state import RunState
 from tubelet.types import TubeletError
 
 OPTIONS = {"batch": 4, "lr": 0.1, "precision": "float32", "workers": 0, "quiet": True, "length": "8 steps"}
@@ -95,6 +96,19 @@ def test_a_judgement_that_a_kill_came_before_is_made_up_for(corpus, tmp_path):
     whole: dict[int, str] = {}
     train(corpus, tmp_path, make_learner(), whole)
     assert not whole  # a finished run has nothing left to judge
+
+
+def test_a_kill_while_the_best_is_kept_loses_nothing(corpus, tmp_path, monkeypatch):
+    """What is in the log is not judged again: so the weights are kept first."""
+    def killed(run, name, value):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RunState, "keep_best", killed)
+        train(corpus, tmp_path, make_learner(), {})
+    seen: dict[int, str] = {}
+    train(corpus, tmp_path, make_learner(), seen)
+    assert sorted(seen) == [2, 4, 6, 8] and read_about(tmp_path / "best")["step"] == 4
 
 
 def test_the_best_of_an_earlier_run_is_not_that_of_a_new_one(corpus, tmp_path):

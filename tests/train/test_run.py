@@ -247,3 +247,12 @@ def test_a_head_of_another_number_of_classes_is_new_and_its_norm_goes_on(corpus)
     head = ours.head.weight.clone()
     ours.start_from(source)
     assert torch.equal(ours.fc_norm.weight, source.fc_norm.weight) and torch.equal(ours.head.weight, head)
+
+
+def test_mixing_needs_two_videos_in_a_pass(corpus, tmp_path):
+    words = ("--data.manifest", str(corpus), "--backbone.init", "none", "--backbone.name", "vit")
+    mixed = ("--learner.mixup", "0.8", "--data.repeats", "2", "--train.batch", "8", "--train.micro_batch")
+    with pytest.raises(TubeletError, match="are of one video"):
+        run.check_mixing(recipe.load("finetune", [*words, *mixed, "2"]))
+    run.check_mixing(recipe.load("finetune", [*words, *mixed, "4"]))
+    run.check_mixing(load(corpus, "--train.micro_batch", "1"))  # a learner that mixes nothing

@@ -84,7 +84,8 @@ class Clips(Dataset[Taken]):
         randaugment: random changes of colour and geometry before the crop, the same in all frames, in timm's notation
             (published for fine-tuning: "m7-n4-mstd0.5"); None = none.
         views: clips that are taken independently for each sample.
-        repeats: samples that are taken from each video when it is opened.
+        repeats: samples that are taken from each video when it is opened, each at times of its own (as in mae_st;
+            VideoMAE's share their frames and differ in augmentation alone).
         density: frames are taken so many times as densely as the stride says, for learners that predict the frames
             between those that the backbone sees; a clip then has frames x density of them.
         clips: how many clips a grid takes along time.

@@ -31,7 +31,8 @@ class Supervised(Learner):
     Args:
         backbone: what turns clips into tokens.
         classes: how many there are.
-        pool: what the head sees: the "mean" of the tokens, as published, or the "first" one.
+        pool: what the head sees: the "mean" of the tokens, as published, or the "first" one, which is the cube at the
+            upper left of the first frames (a class token of the backbone is not among its tokens).
         head_norm: a norm between pooling and head, as published.
         dropout: share of the pooled values that is dropped before the head.
         smoothing: label smoothing: the share of probability that is spread evenly over all classes.
@@ -40,7 +41,8 @@ class Supervised(Learner):
             forward pass of one process.
         cutmix: likewise with a box of one clip put into another (published 1); with both, each half of the time.
         erasing: chance of a clip to lose a random box to noise, the same box in all frames (published 0.25).
-        ema: share of the moving average of the weights that is kept at a step, such as 0.9999; 0 = no average.
+        ema: share of the moving average of the weights that is kept at a step, such as 0.9999; 0 = no average. It
+            begins at the first weights: 1 / (1 - ema) steps should be a small part of the run.
     """
 
     needs_labels = True

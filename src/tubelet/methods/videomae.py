@@ -111,6 +111,11 @@ class VideoMAE(Learner):
                 f"learner.mask {self.mask} with backbone.background remove would show what is hidden, through the mean "
                 "over time: use learner.mask tube or backbone.background keep"
             )
+        if self.mask == "frame" and self.target_frames == "centre":
+            raise TubeletError(
+                "learner.mask frame leaves the centre frame of many clips to be seen, with nothing to predict: use "
+                "another mask, or learner.target_frames seen"
+            )
         if not 0 <= self.decoder_ratio < 1:
             raise TubeletError(f"learner.decoder_ratio must be in 0..1 (1 excluded), not {self.decoder_ratio:g}")
         if self.kind in ("hog", "teacher") and self.target_frames != "seen":
@@ -150,7 +155,7 @@ class VideoMAE(Learner):
             return hidden
         asked = torch.ones_like(hidden)
         if self.decoder_ratio:
-            asked &= ~masks.running(keys, grid, self.decoder_ratio)
+            asked &= ~masks.running(keys, grid, self.decoder_ratio, "decoder")
         if self.target_frames == "centre":
             time = torch.arange(grid[0], device=hidden.device).repeat_interleave(grid[1] * grid[2])  # N
             asked &= time == grid[0] // 2

@@ -72,21 +72,24 @@ BOXES = 64
 """So many boxes are drawn, which cover about all there is."""
 
 
-def running(keys: Tensor, grid: Grid, ratio: float) -> Tensor:
+def running(keys: Tensor, grid: Grid, ratio: float, stream: str = "running") -> Tensor:
     """A cell of 2 x 2 places that runs on from frame to frame (VideoMAE V2, section 3.2; its decoder's mask).
 
     At .5 two places of every cell are hidden, half of them other ones in the next frame, so that in four frames each
     place is hidden twice. The published mask needs a ratio of quarters and an even grid; here other ratios add a random
     part of the place whose turn is next, and in every frame of every clip ``int(ratio * places)`` are hidden.
+
+    Args:
+        stream: another name draws independently of the first.
     """
     frames, rows, columns = grid
     # in which order the four places of a cell have their turn: upper left, lower right, lower left, upper right
     cell = torch.tensor([[0, 3], [2, 1]], device=keys.device)
     order = cell.repeat((rows + 1) // 2, (columns + 1) // 2)[:rows, :columns].flatten()  # places
-    phase = (draws.uniform(keys, 1, "phase") * 4).long()[..., None]  # B 1 1
+    phase = (draws.uniform(keys, 1, f"{stream} phase") * 4).long()[..., None]  # B 1 1
     time = torch.arange(frames, device=keys.device)[:, None]  # t 1
     turn = (time - order + 1 + phase) % 4  # B t places
-    score = turn + draws.uniform(keys, frames * rows * columns, "running").view(turn.shape)  # B t places
+    score = turn + draws.uniform(keys, frames * rows * columns, stream).view(turn.shape)  # B t places
     hidden = _first(score.flatten(0, 1), hidden_count(rows * columns, ratio))  # B*t places
     return hidden.view(len(keys), -1)  # B N
 

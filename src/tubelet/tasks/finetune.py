@@ -114,8 +114,10 @@ class FineTune:
 
     def __call__(self, backbone: Backbone, protocol: Protocol, out: Path) -> Result:
         started = time.perf_counter()
-        if self.clips["sampling"] == "segments":
-            protocol = replace(protocol, clip={**protocol.clip, "segments": True})
+        if self.clips["sampling"] is not None:  # then the encoder's own sampling is left, in testing too
+            clip = {key: value for key, value in protocol.clip.items() if key != "segments"}
+            segments = {"segments": True} if self.clips["sampling"] == "segments" else {}
+            protocol = replace(protocol, clip=clip | segments)
         steps = schedule.steps(self.length, max(1, len(protocol.train) * self.clips["repeats"] // self.batch))
         known = self.begin(backbone, protocol, out, steps)
         if "lr" not in known:

@@ -232,12 +232,12 @@ def _judge(run: RunState, name: str, judge: Judge, metrics: Metrics | None, best
                 numbers = {}
         run.learner.train()
         named = {f"{name}/{key}": value for key, value in numbers.items()}
-        if metrics:
-            metrics.write(run.step, **named)
         if best in named:
-            run.keep_best(best, named[best])
+            run.keep_best(best, named[best])  # before it is logged: what is in the log is not judged again
         elif best is not None and best.startswith(f"{name}/") and named:
             raise TubeletError(f"train.best {best} is not known: {name} gives {', '.join(named)}")
+        if metrics:
+            metrics.write(run.step, **named)
     dist.barrier()
 
 

@@ -58,6 +58,7 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
     torch.manual_seed(recipe.seed)
     learner = make_learner(recipe, clips.manifest)
     check(learner, clips)
+    check_mixing(recipe)
     claim(recipe, out)
     about: dict[str, Any] = {"learner": {key: value for key, value in recipe.learner.items() if key != "init"}}
     if learner.needs_labels:
@@ -227,6 +228,17 @@ def check(learner: Learner, clips: Clips) -> None:
             f"data.stride: set data.density to {learner.density}"
         )
     learner.backbone.grid(clips.frames, clips.size, clips.size)
+
+
+def check_mixing(recipe: Recipe) -> None:
+    """Makes sure that mixup and cutmix, which mix the clips of one forward pass, find clips of two videos there."""
+    repeats, share = recipe.data["repeats"], recipe.train["batch"] // dist.world_size()
+    in_a_pass = recipe.train["micro_batch"] or share
+    if (recipe.learner.get("mixup") or recipe.learner.get("cutmix")) and in_a_pass <= repeats:
+        raise TubeletError(
+            f"learner.mixup and learner.cutmix mix the clips of a forward pass, and {in_a_pass} clips at data.repeats "
+            f"{repeats} are of one video: raise train.micro_batch or train.batch, or set both to 0"
+        )
 
 
 def load_learner(run: Path) -> Learner:
