@@ -218,7 +218,7 @@ def test_dual_masking_against_its_slow_twin():
     given = batch(frames=8, size=16)
     grid = (4, 4, 4)
     hidden = masks.tube(given["key"], grid, 0.75)
-    decoded = ~masks.running(given["key"], grid, 0.5)
+    decoded = ~masks.running(given["key"], grid, 0.5, "decoder")
     guess = learner.decode(learner.enter(learner.backbone(given["video"][0], hidden).tokens), hidden, grid, decoded)
     everything = slow_target(given["video"][0], torch.ones_like(hidden), 4, "channel")
     total, count = 0.0, 0
