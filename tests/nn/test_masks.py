@@ -150,3 +150,8 @@ def test_the_decoders_running_cell_is_not_the_encoders():
     hidden, left_out = masks.running(keys, (4, 4, 4), 0.5), masks.running(keys, (4, 4, 4), 0.5, "decoder")
     same = (hidden == left_out).all(dim=1).float().mean()
     assert 0.15 < same < 0.35  # one phase of four
+
+
+def test_one_frame_has_no_motion():
+    with pytest.raises(TubeletError, match="two frames"):
+        masks.draw("motion", KEYS, torch.rand(7, 3, 1, 8, 8), (1, 4, 4), 0.5)

@@ -118,7 +118,12 @@ def movement(video: Tensor, rows: int, columns: int) -> Tensor:
 
     Returns:
         B rows*columns.
+
+    Raises:
+        TubeletError: there is one frame only, in which nothing moves.
     """
+    if video.shape[2] < 2:
+        raise TubeletError("learner.mask motion needs clips of two frames or more: change data.frames or the mask")
     change = video.diff(dim=2).abs().mean(dim=(1, 2))  # B H W
     return F.adaptive_avg_pool2d(change[:, None], (rows, columns)).flatten(1)  # B rows*columns
 
