@@ -24,6 +24,7 @@ from tubelet.types import TubeletError
 IN = (huggingface, mmaction2, mae_st, original, image)
 """Formats of files, in the order in which they are asked whether a checkpoint is theirs."""
 OUT: dict[str, Any] = {"tubelet": tubelet, "huggingface": huggingface, "original": original}
+DEFAULTS = Options()
 MARK = "conversion.json"
 """What tells a folder that we wrote from one that we must not write over."""
 WRITTEN = {
@@ -43,7 +44,7 @@ class Converted(NamedTuple):
     """What was compared, and the largest differences."""
 
 
-def convert(source: Path, out: Path, to: str, options: Options = Options()) -> Converted:  # noqa: B008 - it is frozen
+def convert(source: Path, out: Path, to: str, options: Options = DEFAULTS) -> Converted:
     """Converts the checkpoint at ``source`` into ``out``.
 
     Args:
@@ -72,7 +73,7 @@ def convert(source: Path, out: Path, to: str, options: Options = Options()) -> C
     return result
 
 
-def read(source: Path, options: Options = Options()) -> Neutral:  # noqa: B008 - it is frozen
+def read(source: Path, options: Options = DEFAULTS) -> Neutral:
     """Recognises a checkpoint by its tensors, never by its name, and loads it.
 
     Raises:
@@ -120,7 +121,8 @@ def _sampling(clip: dict[str, Any]) -> str:
 
 def _listed(found: Found) -> str:
     names = [f"{name} {tuple(tensor.shape)}" for name, tensor in list(found.tensors.items())[:3]]
-    return f"{', '.join(names)} and {len(found.tensors) - len(names)} more"
+    more = len(found.tensors) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def _change_head(neutral: Neutral, options: Options) -> None:
