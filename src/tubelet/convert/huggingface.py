@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from tubelet.checkpoint import write_json
 from tubelet.convert import original
@@ -79,23 +80,10 @@ def read(found: Found, options: Options) -> Neutral:
     Raises:
         TubeletError: tensors are missing, unexpected or empty, or ``config.json`` contradicts them.
     """
-    config = found.config
-    if config.get("model_type") != "videomae":
-        raise TubeletError(f"{found.path} has VideoMAE's names but no config.json of a videomae model beside it")
-    for key, only in {"hidden_act": "gelu", "num_channels": 3, "qv_bias": True}.items():
-        if config.get(key, only) != only:
-            said, known = json.dumps(config[key]), json.dumps(only)
-            raise TubeletError(f"{found.path}: config.json says {key} {said}, and only {known} is known here")
+    _refuse_others(found)
     refuse_empty(found.tensors, str(found.path), options.allow_zero)
-    found.tensors = {_bias_of_4(name): tensor for name, tensor in found.tensors.items()}
-    tensors = found.tensors
-    kind: Kind = "encoder"
-    if "encoder_to_decoder.weight" in tensors:
-        kind = "pretraining"
-    elif "classifier.weight" in tensors:
-        kind = "classifier"
-    elif any(name.startswith("videomae.") for name in tensors):  # saved without its head
-        found.tensors = tensors = {name.removeprefix("videomae."): tensor for name, tensor in tensors.items()}
+    kind, found.tensors = _kind({_bias_of_4(name): tensor for name, tensor in found.tensors.items()})
+    config, tensors = found.config, found.tensors
 
     def theirs(name: str) -> list[str]:
         return rename(kind, name)
@@ -138,6 +126,25 @@ def read(found: Found, options: Options) -> Neutral:
     if epsilon != 1e-6:
         notes.append(f"config.json says layer_norm_eps {epsilon:g}; here it is 1e-6, as published")
     return Neutral(module, arguments, clip_of(frames, size, options.stride), classes, f"Hugging Face, {kind}", notes)
+
+
+def _refuse_others(found: Found) -> None:
+    """Raises TubeletError where ``config.json`` is of another network than ours."""
+    if found.config.get("model_type") != "videomae":
+        raise TubeletError(f"{found.path} has VideoMAE's names but no config.json of a videomae model beside it")
+    for key, only in {"hidden_act": "gelu", "num_channels": 3, "qv_bias": True}.items():
+        if found.config.get(key, only) != only:
+            said, known = json.dumps(found.config[key]), json.dumps(only)
+            raise TubeletError(f"{found.path}: config.json says {key} {said}, and only {known} is known here")
+
+
+def _kind(tensors: dict[str, Tensor]) -> tuple[Kind, dict[str, Tensor]]:
+    """What the tensors are of, by names that only it has; those of an encoder without its ``videomae.``."""
+    if "encoder_to_decoder.weight" in tensors:
+        return "pretraining", tensors
+    if "classifier.weight" in tensors:
+        return "classifier", tensors
+    return "encoder", {name.removeprefix("videomae."): tensor for name, tensor in tensors.items()}
 
 
 def _bias_of_4(name: str) -> str:
