@@ -217,35 +217,9 @@ def show(args: Namespace, dotted: list[str]) -> None:
     chosen = recipe.load(args.recipe, dotted)
     print(chosen.to_yaml(), end="")
     if not args.no_build:
-        print("\n".join(f"# {line}" for line in _shapes(chosen)))
+        from tubelet.apply.shapes import shapes
 
-
-def _shapes(chosen: Any) -> list[str]:
-    """What the recipe makes, without making it: weights on the meta device have shapes only."""
-    import torch
-
-    from tubelet.train import schedule
-
-    config = {key: value for key, value in chosen.backbone.items() if key not in ("name", "init")}
-    options = {key: value for key, value in chosen.learner.items() if key not in ("name", "init")}
-    if "made_for" in config and config["made_for"] is None:
-        config["made_for"] = [chosen.data["frames"], chosen.data["size"], chosen.data["size"]]
-    if "classes" in registry.schema(*registry.place("methods", chosen.learner["name"])).__annotations__:
-        options["classes"] = 2  # as many as the manifest has, once it is read
-    with torch.device("meta"):
-        backbone = registry.build("backbones", chosen.backbone["name"], **config)
-        learner = registry.build("methods", chosen.learner["name"], backbone=backbone, **options)
-    frames, size, batch = chosen.data["frames"], chosen.data["size"], chosen.train["batch"]
-    grid = backbone.grid(frames, size, size)
-    step = schedule.StepSize(batch, chosen.data["repeats"], micro_batch=chosen.train["micro_batch"])
-    learnt = [p for p in learner.parameters() if p.requires_grad]
-    count = sum(p.numel() for p in backbone.parameters()), sum(p.numel() for p in learnt)
-    return [
-        f"weights: {count[0]:,} in the backbone, {count[1]:,} in all",
-        f"batch: video B C T H W = {batch} 3 {frames} {size} {size}, views {chosen.data['views']}",
-        f"grid: {' x '.join(map(str, grid))} = {grid[0] * grid[1] * grid[2]} tokens of width {backbone.dim}",
-        f"step, in one process: {step.describe(chosen.train['lr'])}",
-    ]
+        print("\n".join(f"# {line}" for line in shapes(chosen)))
 
 
 @command("list", "tubelet list")

@@ -1,0 +1,33 @@
+"""What a recipe makes, without making it: weights on the meta device have shapes only."""
+
+from __future__ import annotations
+
+import torch
+
+from tubelet import registry
+from tubelet.train import schedule
+from tubelet.train.run import Recipe
+
+
+def shapes(chosen: Recipe) -> list[str]:
+    """Lines for people: weights, the shapes of a batch, the grid of tokens, and what a step is made of."""
+    config = {key: value for key, value in chosen.backbone.items() if key not in ("name", "init")}
+    options = {key: value for key, value in chosen.learner.items() if key not in ("name", "init")}
+    if "made_for" in config and config["made_for"] is None:
+        config["made_for"] = [chosen.data["frames"], chosen.data["size"], chosen.data["size"]]
+    if "classes" in registry.schema(*registry.place("methods", chosen.learner["name"])).__annotations__:
+        options["classes"] = 2  # as many as the manifest has, once it is read
+    with torch.device("meta"):
+        backbone = registry.build("backbones", chosen.backbone["name"], **config)
+        learner = registry.build("methods", chosen.learner["name"], backbone=backbone, **options)
+    frames, size, batch = chosen.data["frames"], chosen.data["size"], chosen.train["batch"]
+    grid = backbone.grid(frames, size, size)
+    step = schedule.StepSize(batch, chosen.data["repeats"], micro_batch=chosen.train["micro_batch"])
+    learnt = [p for p in learner.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in backbone.parameters()), sum(p.numel() for p in learnt)
+    return [
+        f"weights: {count[0]:,} in the backbone, {count[1]:,} in all",
+        f"batch: video B C T H W = {batch} 3 {frames} {size} {size}, views {chosen.data['views']}",
+        f"grid: {' x '.join(map(str, grid))} = {grid[0] * grid[1] * grid[2]} tokens of width {backbone.dim}",
+        f"step, in one process: {step.describe(chosen.train['lr'])}",
+    ]
