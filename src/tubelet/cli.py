@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tubelet import cli_data as cli_data  # its commands are the first of the list
 from tubelet import registry
 from tubelet.command import (
     Dotted,
     argument,
-    choices,
-    chosen,
     command,
     dispatch,
     flag,
     number,
     option_rows,
+    printed,
     signature,
     signed,
     usage_error,
@@ -66,80 +66,6 @@ def _complain(text: str, code: int) -> int:
 
 
 # The commands import what they need themselves, so that help and mistakes are answered at once.
-
-
-@command(
-    "data scan", "tubelet data scan videos/ -o clips.csv",
-    argument("folder", type=Path, help="a tree of video files (folders in it are labels), or a `path label` list"),
-    argument("-o", "--out", type=Path, default=Path("clips.csv"), help="manifest to write (default: clips.csv)"),
-    argument("--workers", type=whole, help="processes (default: one per core)"),
-)  # fmt: skip
-def data_scan(args: Namespace, _: list[str]) -> None:
-    """List the videos of a folder in a manifest, and say what they are like."""
-    from tubelet.data.inspect import scan as look_over
-    from tubelet.data.inspect import write_unreadable
-    from tubelet.data.listing import write_manifest
-    from tubelet.log import say, table, warn
-
-    scan = look_over(args.folder, args.workers)
-    for path, reason in scan.unreadable[:5]:
-        warn(f"{path} cannot be read: {reason}")
-    if scan.unreadable:
-        quarantine = args.out.with_name(f"{args.out.stem}-unreadable.csv")
-        write_unreadable(quarantine, scan.unreadable)
-        warn(f"{len(scan.unreadable)} unreadable files are left out and listed in {quarantine}")
-    write_manifest(args.out, scan.manifest)
-    _print(table(str(args.folder), ["", ""], [list(row) for row in scan.summary()]))
-    say(f"wrote {args.out}; next: tubelet train tiny --data.manifest {args.out}")
-
-
-@command(
-    "data import", "tubelet data import ucf101 --annotations ucfTrainTestlist/ --videos UCF-101/ -o ucf101.csv",
-    argument("--annotations", metavar="DIR", required=True, help="folder of the official lists"),
-    argument("--videos", type=Path, metavar="DIR", required=True, help="folder that the videos are in, at any depth"),
-    argument("-o", "--out", type=Path, default=Path("clips.csv"), help="manifest to write (default: clips.csv)"),
-    argument("--splits", nargs="+", metavar="SPLIT", help="only these splits, such as train val (default: all)"),
-    argument("--keep-missing", action="store_true", help="list the videos that are not there too"),
-    argument("--per-class", action="store_true", help="print the number of videos of each class"),
-    choices("data/formats"),
-)  # fmt: skip
-def data_import(args: Namespace, _: list[str]) -> None:
-    """Make a manifest of a published data set from its official lists and the videos that are there."""
-    from tubelet.data.inspect import write_unreadable
-    from tubelet.data.listing import write_manifest
-    from tubelet.data.official import gather
-    from tubelet.log import say, table, warn
-
-    if args.out.exists() and args.out.resolve().is_relative_to(Path(args.annotations).resolve()):
-        raise TubeletError(f"{args.out} is one of the official lists: write the manifest elsewhere with -o")
-    options = chosen("data/formats", args)
-    official = registry.build("data/formats", args.choice, annotations=args.annotations, **options)
-    found = gather(official.only(args.splits) if args.splits else official, args.videos, args.keep_missing)
-    write_manifest(args.out, found.manifest)
-    list_of_missing = args.out.with_name(f"{args.out.stem}-missing.csv")
-    list_of_missing.unlink(missing_ok=True)
-    if found.missing:
-        write_unreadable(list_of_missing, found.missing)
-        kept = "kept in the manifest all the same" if args.keep_missing else "left out"
-        warn(f"{len(found.missing):,} listed videos are missing: {kept}, and listed in {list_of_missing}")
-    for columns, rows in [found.by_split(), *([found.by_class()] if args.per_class else [])]:
-        _print(table(args.choice, columns, rows))
-    _print(table(str(args.videos), ["", ""], [list(row) for row in found.summary()]))
-    say(f"wrote {args.out}; next: tubelet data scan {args.out} -o {args.out} looks whether each video can be read")
-
-
-@command(
-    "data synth", "tubelet data synth corpus/ --clips 2000",
-    argument("out", type=Path, help="folder to write"),
-    signature("tubelet.data.synthetic", "make_corpus"),
-    signature("tubelet.data.synthetic", "Corpus"),
-)  # fmt: skip
-def data_synth(args: Namespace, _: list[str]) -> None:
-    """Render a corpus of moving shapes as mp4 files, whose class is the motion."""
-    from tubelet.data.synthetic import make_corpus
-    from tubelet.log import say
-
-    say(f"wrote {make_corpus(args.out, **signed(args))}")
 
 
 def _recipe_help(args: Namespace | None) -> str:
@@ -307,7 +233,7 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
     rows = [
         [task, variant, *_numbers(result)] for task, variants in results.items() for variant, result in variants.items()
     ]
-    _print(
+    printed(
         table(str(args.run), ["task", "encoder", "top-1 %", "95 % interval", "class mean %", "videos", "seeds"], rows)
     )
 
@@ -493,10 +419,3 @@ def doctor(args: Namespace, _: list[str]) -> None:
 
     for name, value in findings():
         print(f"{name:14} {value}")
-
-
-def _print(what: Any) -> None:
-    """Results go to standard output, everything else to standard error."""
-    from rich.console import Console
-
-    Console(highlight=False).print(what)

@@ -297,3 +297,10 @@ def option_rows(rows: list[tuple[str, Any, Any]], word: str) -> str:
         lines.append(f"  --{key} {_metavar(option.type)}  ({word}: {_yaml(value)})")
         lines += textwrap.wrap(option.help, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return "\n".join(lines)
+
+
+def printed(what: Any) -> None:
+    """Results go to standard output, everything else to standard error."""
+    from rich.console import Console
+
+    Console(highlight=False).print(what)

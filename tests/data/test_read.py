@@ -9,7 +9,7 @@ import av
 import numpy
 import pytest
 
-from tubelet.data import read
+from tubelet.data import decode, read
 from tubelet.data.read import UnreadableVideo
 from videos import make_sound, make_video, numbers, painted
 
@@ -52,14 +52,14 @@ def test_times_outside_repeat_the_ends(tmp_path):
 def test_a_jump_saves_decoding(tmp_path, monkeypatch):
     path = make_video(tmp_path / "a.mp4", 200, gop=10)
     decoded = []
-    decode = read._Player._decode_packets
+    decode_packets = decode._Player._decode_packets
 
     def counted(self):
-        for picture in decode(self):
+        for picture in decode_packets(self):
             decoded.append(picture)
             yield picture
 
-    monkeypatch.setattr(read._Player, "_decode_packets", counted)
+    monkeypatch.setattr(decode._Player, "_decode_packets", counted)
     assert numbers(read.read(path, middles([52, 195]))) == [52, 195]
     assert len(decoded) < 24
 

@@ -1,0 +1,325 @@
+"""Decoding a video file: exact to the frame, one open and one pass for all times.
+
+Decoding is PyAV's, with the FFmpeg inside its wheel, in one thread: it is in workers that files are read side
+by side. `read.py` says what times mean and which reader a place needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import av
+import numpy
+from av.stream import Discard, Disposition
+from av.video.reformatter import VideoReformatter
+
+from tubelet.data.info import UnreadableVideo, VideoInfo
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is said once, by UnreadableVideo
+
+PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+"""Streams that FFmpeg calls video and that are covers, thumbnails or photographs."""
+
+NOT_VIDEO_CODECS = {"ansi", "bintext", "xbin", "idf"}  # text drawn as pictures
+FALLBACK_FPS = 25.0
+UNINDEXED_JUMP_S = 5.0
+"""Without an index nobody knows where the next key frame is: a gap longer than this is worth a seek."""
+
+
+def probe(path: Path) -> VideoInfo:
+    """Duration, rate and size of a video file. Decodes its first frame.
+
+    Raises:
+        UnreadableVideo: the file gives no frame.
+    """
+    with _Player(path) as player:
+        stream, picture = player.stream, player.shown.picture
+        turns = _quarter_turns(picture)
+        duration_s = player.duration_s()
+        return VideoInfo(
+            duration_s=duration_s,
+            fps=player.fps,
+            frames=max(1, round(duration_s * player.fps)),
+            width=picture.height if turns % 2 else picture.width,
+            height=picture.width if turns % 2 else picture.height,
+            codec=stream.codec_context.codec.canonical_name,
+            start_s=player.origin * player.tick_s,
+            rotation=90 * turns,
+        )
+
+
+def read(path: Path, times_s: numpy.ndarray, short_side: int | None = None) -> numpy.ndarray:
+    """The frames on display at `times_s`: T H W C uint8, RGB. See `tubelet.data.read.read`."""
+    order = numpy.argsort(times_s, kind="stable")
+    with _Player(path) as player:
+        paint = _Painter(player.shown.picture, short_side)
+        clip = numpy.empty((len(times_s), *paint.shape), dtype=numpy.uint8)  # T H W C
+        painted, row_painted = None, -1
+        for row in order:
+            shown = player.at(float(times_s[row]))
+            if shown is painted:
+                clip[row] = clip[row_painted]
+            else:
+                clip[row] = paint(shown.picture)
+                painted, row_painted = shown, row
+    return clip
+
+
+def check(path: Path, info: VideoInfo) -> None:
+    """Decodes up to the middle.
+
+    Raises:
+        UnreadableVideo: the file gives no frame, or breaks off in its first half.
+    """
+    middle_s = info.duration_s / 2
+    with _Player(path) as player:
+        last = player.at(middle_s)
+        end_s = (last.start - player.origin + (last.picture.duration or 0)) * player.tick_s
+        if player.coming is None and end_s + 2 / player.fps < middle_s:
+            raise UnreadableVideo(path, f"it breaks off after {end_s:.1f} of {info.duration_s:.1f} seconds")
+        _Painter(last.picture, short_side=32)(last.picture)
+
+
+class _Painter:
+    """Turns decoded pictures into upright RGB arrays of one size: that of the first picture, or smaller."""
+
+    def __init__(self, first: VideoFrame, short_side: int | None) -> None:
+        self.quarter_turns = _quarter_turns(first)
+        self.width, self.height = first.width, first.height
+        shorter = min(first.width, first.height)
+        if short_side is not None and short_side < shorter:
+            self.width = max(short_side, round(first.width * short_side / shorter))
+            self.height = max(short_side, round(first.height * short_side / shorter))
+        turned = self.quarter_turns % 2
+        self.shape = (self.width, self.height, 3) if turned else (self.height, self.width, 3)
+        self.reformatter = VideoReformatter()  # one for all frames: it keeps its tables
+
+    def __call__(self, picture: VideoFrame) -> numpy.ndarray:
+        resized = (picture.width, picture.height) != (self.width, self.height)
+        rgb = self.reformatter.reformat(
+            picture,
+            width=self.width,
+            height=self.height,
+            format="rgb24",
+            interpolation="AREA" if resized else "BILINEAR",
+            threads=1,
+        )
+        return numpy.rot90(rgb.to_ndarray(), self.quarter_turns)  # H W C
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """A decoded picture and when its display starts, in ticks of the stream's clock."""
+
+    start: int
+    picture: VideoFrame
+
+
+class _Player:
+    """An open video, played forward from its first frame; it jumps to key frames where that saves decoding.
+
+    `shown` is the picture on display and `coming` the one after it (None at the end of the file).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seekable = True
+        self._rewind()
+        self.origin = self.shown.start
+        # Times are compared with a little mercy, since they and the file's own stamps were rounded: one tick
+        # of the clock (Matroska's is a whole millisecond), but never as much as a frame.
+        self.mercy = min(max(1.0, 1e-4 / self.tick_s), 0.05 / self.fps / self.tick_s)
+
+    def __enter__(self) -> _Player:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.container.close()
+
+    def at(self, time_s: float) -> _Shown:
+        """The picture on display at `time_s`; calls come with rising times."""
+        target = self.origin + time_s / self.tick_s + self.mercy
+        if self.coming is not None and self.seekable and self._is_far(target):
+            self._jump(target)
+        while self.coming is not None and self.coming.start <= target:
+            self.shown, self.coming = self.coming, next(self.pictures, None)
+        return self.shown
+
+    def duration_s(self) -> float:
+        """From the header, or, where that is silent (live recordings), by reading every packet."""
+        ticks = self.stream.duration
+        if ticks is None and self.container.duration is not None:
+            # The container's clock does not start at the first frame, but its end is the file's end.
+            ticks = self.container.duration / av.time_base / self.tick_s - max(0, self.origin)
+        if ticks is None or ticks <= 0:
+            ticks = self._last_packet_end() - self.origin
+        return max(float(ticks * self.tick_s), 1 / self.fps)
+
+    def _is_far(self, target: float) -> bool:
+        """Whether a key frame lies between here and there."""
+        assert self.coming is not None
+        index = self.stream.index_entries
+        row = index.search_timestamp(int(target))
+        if 0 <= row < len(index) - 1 or (row >= 0 and index[row].timestamp > self.coming.start):
+            return index[row].timestamp > self.coming.start
+        return (target - self.coming.start) * self.tick_s > UNINDEXED_JUMP_S
+
+    def _jump(self, target: float) -> None:
+        """Goes to a key frame not later than `target`; where the file misleads, plays from the start."""
+        for back_s in (0, 3, 15):
+            try:
+                ticks = max(self.origin, int(target - back_s / self.tick_s))
+                self.container.seek(ticks, stream=self.stream, backward=True)
+            except av.FFmpegError:
+                break
+            self.pictures = self._decode()
+            # Pictures before the first key frame refer to ones that were not decoded.
+            shown = next((s for s in self.pictures if s.picture.key_frame), None)
+            if shown is not None and shown.picture.pts is not None and shown.start <= target:
+                self.shown, self.coming = shown, next(self.pictures, None)
+                return
+        self.seekable = False
+        self.container.close()
+        self._rewind()
+
+    def _rewind(self) -> None:
+        """Opens the file and decodes its first two pictures."""
+        self.container = _open(self.path)
+        try:
+            self.stream = _video_stream(self.container, self.path)
+            self.tick_s = float(self.stream.time_base or 1 / FALLBACK_FPS)
+            self.fps = _rate(self.stream)
+            # AVI numbers frames as they are stored, which with B-frames is not the order of display.
+            codec = self.stream.codec_context
+            self.in_order_of_storage = self.container.format.name == "avi" and bool(codec.has_b_frames)
+            self.pictures = self._decode()
+            shown = next(self.pictures, None)
+            if shown is None:
+                raise UnreadableVideo(self.path, "none of its frames can be decoded (damaged or cut short)")
+            self.shown, self.coming = shown, next(self.pictures, None)
+        except BaseException:
+            self.container.close()
+            raise
+
+    def _decode(self) -> Iterator[_Shown]:
+        """Pictures in the order of display from where the container stands; damaged ones are skipped."""
+        step = 1 / self.fps / self.tick_s
+        start = None
+        for picture in self._decode_packets():
+            stamp = None if self.in_order_of_storage else picture.pts
+            if stamp is None:  # then frames are counted, from the start
+                self.seekable = False
+                stamp = 0 if start is None else round(start + step)
+            start = stamp if start is None else max(start, stamp)
+            yield _Shown(start, picture)
+
+    def _decode_packets(self) -> Iterator[VideoFrame]:
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:  # the file breaks off here: give what the decoder still holds
+                packet = None
+            try:
+                yield from self.stream.codec_context.decode(packet)
+            except av.EOFError:
+                return
+            except av.FFmpegError:
+                if packet is not None:
+                    continue
+            if packet is None:
+                return
+
+    def _last_packet_end(self) -> float:
+        end = self.origin
+        try:
+            self.container.seek(self.origin, stream=self.stream)
+            for packet in self.container.demux(self.stream):
+                if packet.pts is not None:
+                    end = max(end, packet.pts + (packet.duration or 1 / self.fps / self.tick_s))
+        except av.FFmpegError:
+            pass
+        return end
+
+
+def _open(path: Path) -> InputContainer:
+    try:
+        if path.is_dir():
+            raise UnreadableVideo(path, "it is a folder")
+        if path.stat().st_size == 0:
+            raise UnreadableVideo(path, "the file is empty (zero bytes)")
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise UnreadableVideo(path, "no such file") from None
+    except PermissionError:
+        raise UnreadableVideo(path, "no permission to read it") from None
+    except OSError as error:
+        raise UnreadableVideo(path, error.strerror or "it cannot be opened") from None
+    try:
+        container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError):
+        raise UnreadableVideo(path, _guess_what_it_is(head)) from None
+    name = container.format.name
+    if name in ("image2", "tty") or name.endswith("_pipe"):
+        container.close()
+        reason = "a text file, not a video" if name == "tty" else "a still image, not a video"
+        raise UnreadableVideo(path, reason)
+    return container
+
+
+def _guess_what_it_is(head: bytes) -> str:
+    """Why FFmpeg may have refused a file that starts with `head`."""
+    if head[4:8] in (b"ftyp", b"mdat", b"moov"):
+        return "its index (moov) is missing or damaged: an interrupted download or recording"
+    if re.fullmatch(rb"[\t\n\r\x20-\x7e\x80-\xff]+", head):
+        return "a text file, not a video"
+    return "not a video file, or its header is damaged"
+
+
+def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The video stream FFmpeg calls best, but never a cover picture; set to one thread, others dropped."""
+    streams = [s for s in container.streams.video if not s.disposition & PICTURES]
+    best = container.streams.best("video")
+    stream = best if best in streams else next(iter(streams), None)
+    if stream is None:
+        kinds = ", ".join(sorted({s.type or "unknown" for s in container.streams}))
+        has = "a cover picture" if container.streams.video else kinds or "nothing"
+        raise UnreadableVideo(path, f"it has no video stream, only {has}")
+    try:
+        codec = stream.codec_context
+        name = codec.name
+    except AttributeError:
+        raise UnreadableVideo(path, "its codec is not known to this FFmpeg") from None
+    if name in NOT_VIDEO_CODECS:
+        raise UnreadableVideo(path, "a text file, not a video")
+    codec.thread_count = 1
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all  # the demuxer need not fetch them
+    return stream  # pyright: ignore[reportReturnType]
+
+
+def _rate(stream: VideoStream) -> float:
+    """Frames per second: the average, or what the header claims where nothing was measured."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate is not None and 0 < rate <= 1000:
+            return float(rate)
+    return FALLBACK_FPS
+
+
+def _quarter_turns(picture: VideoFrame) -> int:
+    """Quarter turns counter-clockwise that bring a picture upright."""
+    return round(picture.rotation / 90) % 4
