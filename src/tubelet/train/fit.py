@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from tubelet import dist, draws
+from tubelet.data.clips import Clips
 from tubelet.data.inspect import write_unreadable
-from tubelet.data.loader import Clips, Loader, to_device
+from tubelet.data.loader import Loader, to_device
 from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
