@@ -296,7 +296,7 @@ class Zip(Tar):
 
 
 def _mercy_s(fps: float) -> float:
-    """By how much a time, having been rounded, may fall short of the picture that it is meant to show, as for videos."""
+    """By how much a time, having been rounded, may fall short of the picture it is meant to show; as for videos."""
     return min(1e-4, 0.05 / fps)
 
 
