@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from tubelet import registry
-from tubelet.command import argument, choices, chosen, command, number, printed, signature, signed, whole
+from tubelet.command import argument, choices, chosen, command, printed, rate, signature, signed, whole
 from tubelet.data import storage
 from tubelet.types import TubeletError
 
@@ -43,7 +43,7 @@ def data_scan(args: Namespace, _: list[str]) -> None:
     argument("--videos", type=Path, metavar="DIR", required=True,
              help="folder that the videos are in, at any depth; where a video has no file, a folder of pictures of its "
              "name is taken"),
-    argument("--fps", type=number, metavar="X",
+    argument("--fps", type=rate, metavar="X",
              help="pictures a second in those folders (default: the data set's own, or 30)"),
     argument("-o", "--out", type=Path, default=Path("clips.csv"), help="manifest to write (default: clips.csv)"),
     argument("--splits", nargs="+", metavar="SPLIT", help="only these splits, such as train val (default: all)"),
