@@ -45,7 +45,7 @@ def open_container(path: Place, file: Callable[[], BinaryIO] | None) -> tuple[In
     """The container, and the file of its bytes, which is to be closed after it."""
     is_local = file is None and isinstance(path, Path)
     try:
-        if is_local and path.is_dir():
+        if is_local and Path(path).is_dir():
             raise UnreadableVideo(path, "it is a folder")
         source = Bytes(opened(path) if file is None else file())
     except FileNotFoundError:
