@@ -92,7 +92,7 @@ class Appearance:
         elif repeated >= REPEATS:
             found.append(Finding("repeats_frames", detail))
         bars = [*_bars(self.brightest), *_bars(self.brightest.T)]
-        if any(bars):
+        if any(bars) and self.frames >= HASHED:  # a dark edge of a few frames is none
             names = ("above", "below", "left", "right")
             shares = [f"{width / SIDE:.0%} {name}" for width, name in zip(bars, names, strict=True) if width]
             found.append(Finding("letterbox", ", ".join(shares)))
@@ -115,11 +115,11 @@ class Appearance:
         scale = min(1.0, THUMBNAIL / max(picture.width, picture.height))
         width, height = (max(1, round(side * scale)) for side in (picture.width, picture.height))
         rgb = VideoReformatter().reformat(picture, width, height, "rgb24", interpolation="AREA", threads=1)
-        upright = numpy.ascontiguousarray(numpy.rot90(rgb.to_ndarray(), self.turns))
+        upright = numpy.rot90(rgb.to_ndarray(), self.turns)  # H W C
         encoder = av.CodecContext.create("mjpeg", "w")
         encoder.width, encoder.height = upright.shape[1], upright.shape[0]
         encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1, 25)
-        frame = av.VideoFrame.from_ndarray(upright, format="rgb24").reformat(format="yuvj420p", dst_color_range="JPEG")
+        frame = av.VideoFrame.from_ndarray(upright.astype(numpy.uint8), format="rgb24").reformat(format="yuvj420p", dst_color_range="JPEG")
         return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
 
 

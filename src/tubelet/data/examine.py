@@ -137,16 +137,22 @@ def examine(
     """
     where = storage.place(place)
     try:
-        info = read.probe(where, fps)
+        return _look(where, read.probe(where, fps), frames * stride)
     except UnreadableVideo as error:
         finding = _refused(where, error.reason)
-        return Examination(where, reason=finding.detail, findings=[finding])
+    except OSError as error:  # also FFmpeg's, of pictures that it cannot convert
+        finding = Finding("unreadable", " ".join(str(error).split()))
+    return Examination(where, reason=finding.detail, findings=[finding])
+
+
+def _look(where: Place, info: VideoInfo, clip: int) -> Examination:
+    """Args: `clip`: frames, at the video's rate, that a clip spans."""
     film = _Film(where, info)
     seen = Appearance(info)
     for start_s, picture in film.play():
         seen.add(start_s, picture)
     seen.end(film.end_s)
-    findings = [*film.findings(), *_about_length(info, film.end_s, frames * stride), *_about_shape(info)]
+    findings = [*film.findings(), *_about_length(info, film.end_s, clip), *_about_shape(info)]
     findings += seen.findings()
     findings.sort(key=lambda f: CASES[f.code].severity != "unreadable")  # a stable sort: the order stays otherwise
     bad = CASES[findings[0].code].severity == "unreadable" if findings else False
@@ -317,20 +323,22 @@ class _Film:
         return self.shown + TOLERANCE_FRAMES < self.header_frames
 
     def _about_rate(self) -> list[Finding]:
-        fps, steps = self.info.fps, self.steps.total()
-        found = []
-        measured = steps / ((self.last - self.origin) * self.tick_s) if self.last > self.origin else fps
-        usual = sorted(self.steps.elements())[steps // 2] if steps else 0
-        uneven = sum(n for step, n in self.steps.items() if abs(step - usual) > max(1, 0.1 * usual))
+        found, fps = [], self.info.fps
+        steps = sorted(step for step in self.steps.elements() if step > 0)
+        if not steps:
+            return []
+        usual = steps[len(steps) // 2]
+        measured = len(steps) / (sum(steps) * self.tick_s)
+        uneven = sum(abs(step - usual) > max(1, 0.1 * usual) for step in steps)
         if not RATES[0] <= measured <= RATES[1]:
             found.append(Finding("rate_unbelievable", f"{measured:.4g} frames a second"))
         if self._damaged():
             return found  # the gaps are those of lost frames
-        if uneven > UNEVEN * steps and uneven > 1:
-            longest = max(self.steps) * self.tick_s
-            found.append(Finding("variable_rate", f"{measured:.4g} frames a second, the longest of {longest:.3f} s"))
-        elif abs(measured / fps - 1) > RATE_TOLERANCE:
-            found.append(Finding("rate_differs", f"{measured:.4g} frames a second, not {fps:.4g}"))
+        if uneven > max(1, UNEVEN * len(steps)):
+            detail = f"{measured:.4g} frames a second, the longest of {steps[-1] * self.tick_s:.3f} s"
+            found.append(Finding("variable_rate", detail))
+        elif abs(usual - 1 / fps / self.tick_s) > max(1, RATE_TOLERANCE * usual):
+            found.append(Finding("rate_differs", f"{1 / usual / self.tick_s:.4g} frames a second, not {fps:.4g}"))
         return found
 
     def _about_pictures(self) -> list[Finding]:
@@ -348,13 +356,14 @@ class _Film:
 
 def _refused(where: Place, reason: str) -> Finding:
     code = refusal(reason)
-    if code == "not_a_video" and storage.part(where, 0, 4) == _RESOURCE_FORK:
-        return Finding("resource_fork", "what macOS leaves beside a file (a resource fork), not a video")
+    if code == "not_a_video":
+        with storage.opened(where) as file:
+            if file.read(4) == _RESOURCE_FORK:
+                return Finding("resource_fork", "what macOS leaves beside a file (a resource fork), not a video")
     return Finding(code, reason)
 
 
 def _about_length(info: VideoInfo, seconds: float, clip: int) -> list[Finding]:
-    """Args: `clip`: frames, at the video's rate, that a clip spans."""
     frames = round(seconds * info.fps)
     if frames <= 1:
         return [Finding("one_frame")]
@@ -367,8 +376,6 @@ def _about_shape(info: VideoInfo) -> list[Finding]:
     size = f"{info.width}x{info.height}"
     shorter, longer = sorted((info.width, info.height))
     found = []
-    if info.rotation:
-        found.append(Finding("rotated", f"by {info.rotation} degrees"))
     if shorter < PATCH:
         found.append(Finding("tiny", size))
     elif info.width % 2 or info.height % 2:
@@ -396,6 +403,8 @@ def _about_pixels(picture: VideoFrame) -> list[Finding]:
         a, b, _, c, d, *_ = numpy.frombuffer(matrix, dtype=numpy.int32).tolist()
         if a * d < b * c:
             found.append(Finding("mirrored"))
+        elif picture.rotation:
+            found.append(Finding("rotated", f"by {picture.rotation % 360:g} degrees"))
     return found
 
 
