@@ -29,7 +29,7 @@ BAR_WIDTH = 2
 """Of 64 rows or columns: narrower bars are stripes that scanning and encoding leave."""
 FLAT = 3.0
 """Standard deviation, of 255, below which a frame has nothing to see: what noise and encoding do to one colour."""
-EQUAL = 2
+EQUAL = 1
 """Of 255: frames that differ nowhere by more are the same. Key frames are encoded anew, with other errors."""
 FROZEN = 0.95
 """Share of frames equal to those before them from which on a video is a still picture."""

@@ -91,7 +91,7 @@ CASES: dict[str, Case] = {
     "odd_size": Case("note", "An odd number of pixels.", "None is needed."),
     "extreme_aspect": Case("warning", "Long and slim: square crops miss most of it.", "Cut it, or leave it out."),
     "non_square_pixels": Case(
-        "warning", "Its pixels are not square. They are read as stored, so things look squeezed.",
+        "note", "Its pixels are not square. They are read as stored, so things look squeezed.",
         "Encode it again with -vf scale=iw*sar:ih,setsar=1.",
     ),
     "rotated": Case("note", "It is turned for display, which is heeded.", "None is needed."),

@@ -52,6 +52,8 @@ PATCH = 16
 """Pixels: the patch of the usual backbones."""
 HUGE = 2560 * 1440
 """Pixels: from here on decoding costs more than ten times that of 640 x 360."""
+SQUARE = 0.02
+"""Share that a pixel may be wider or higher: sizes are rounded to even numbers, and ratios made up for it."""
 SLIM = 3.0
 """Ratio of sides beyond which a square crop misses most of the picture. Films in Cinemascope have 2.4."""
 
@@ -152,7 +154,7 @@ def _look(where: Place, info: VideoInfo, clip: int) -> Examination:
     for start_s, picture in film.play():
         seen.add(start_s, picture)
     seen.end(film.end_s)
-    findings = [*film.findings(), *_about_length(info, film.end_s, clip), *_about_shape(info)]
+    findings = [*film.findings(), *_about_length(info, film, clip), *_about_shape(info)]
     findings += seen.findings()
     findings.sort(key=lambda f: CASES[f.code].severity != "unreadable")  # a stable sort: the order stays otherwise
     bad = CASES[findings[0].code].severity == "unreadable" if findings else False
@@ -271,7 +273,7 @@ class _Film:
             detail = f"{len(videos)}, of which number {stream.index} of all streams is read"
             self.about_streams.append(Finding("several_videos", detail))
         shape = stream.sample_aspect_ratio
-        if shape and shape != 1:
+        if shape and abs(shape - 1) > SQUARE:
             self.about_streams.append(Finding("non_square_pixels", f"{shape.numerator}:{shape.denominator}"))
         if container.streams.audio:
             sound = container.streams.audio[0].codec_context
@@ -327,8 +329,8 @@ class _Film:
         steps = sorted(step for step in self.steps.elements() if step > 0)
         if not steps:
             return []
-        usual = steps[len(steps) // 2]
-        measured = len(steps) / (sum(steps) * self.tick_s)
+        usual, mean = steps[len(steps) // 2], sum(steps) / len(steps)
+        measured = 1 / mean / self.tick_s
         uneven = sum(abs(step - usual) > max(1, 0.1 * usual) for step in steps)
         if not RATES[0] <= measured <= RATES[1]:
             found.append(Finding("rate_unbelievable", f"{measured:.4g} frames a second"))
@@ -337,8 +339,8 @@ class _Film:
         if uneven > max(1, UNEVEN * len(steps)):
             detail = f"{measured:.4g} frames a second, the longest of {steps[-1] * self.tick_s:.3f} s"
             found.append(Finding("variable_rate", detail))
-        elif abs(usual - 1 / fps / self.tick_s) > max(1, RATE_TOLERANCE * usual):
-            found.append(Finding("rate_differs", f"{1 / usual / self.tick_s:.4g} frames a second, not {fps:.4g}"))
+        elif all(abs(step - 1 / fps / self.tick_s) > max(1, RATE_TOLERANCE * step) for step in (usual, mean)):
+            found.append(Finding("rate_differs", f"{measured:.4g} frames a second, not {fps:.4g}"))
         return found
 
     def _about_pictures(self) -> list[Finding]:
@@ -363,9 +365,9 @@ def _refused(where: Place, reason: str) -> Finding:
     return Finding(code, reason)
 
 
-def _about_length(info: VideoInfo, seconds: float, clip: int) -> list[Finding]:
-    frames = round(seconds * info.fps)
-    if frames <= 1:
+def _about_length(info: VideoInfo, film: _Film, clip: int) -> list[Finding]:
+    seconds, frames = film.end_s, round(film.end_s * info.fps)
+    if film.shown == 1:
         return [Finding("one_frame")]
     if frames < clip:
         return [Finding("shorter_than_a_clip", f"{frames:,} frames, where a clip spans {clip:,}")]
