@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from tubelet import draws
-from tubelet.data import augment, read, transform
+from tubelet.data import audio, augment, read, torchcodec, transform
 from tubelet.data.clips import Clips
+from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest, Video
-from tubelet.data.loader import Loader, to_device
+from tubelet.data.loader import Loader
 from tubelet.types import TubeletError
+from videos import make_video
 
 VIDEOS = 7
 CLIP = {"frames": 4, "stride": 2, "reference_fps": 0.0, "size": 24}
@@ -415,11 +417,11 @@ def test_large_pictures_are_decoded_small(tmp_path, monkeypatch):
     rows = Manifest([Video(tmp_path / "large.mp4")])
     sides = []
 
-    def cut(clip, *box):
+    def cut(clip, box):
         sides.append(clip.shape[-2])
         return clip[..., :24, :24]
 
-    monkeypatch.setattr(transform, "_cut", cut)
+    monkeypatch.setattr(transform, "cut", cut)
     for crop in ("resized", "multiscale"):
         next(Loader(Clips(rows, **CLIP, crop=crop, flip=False), 1).once())
     assert sides == [34, 37]  # 24 / sqrt(.5), 24 / .66
@@ -462,10 +464,10 @@ def test_dense_clips_hold_the_clip_and_the_frames_between(manifest):
     assert dense.clip == sparse.clip
     for row in range(VIDEOS):
         (one,), (two,) = sparse[row].clips[0], dense[row].clips[0]
-        assert two.shape == (8, 3, 24, 24)
-        assert torch.equal(two[::2], one)
+        assert two.pixels.shape == (8, 3, 24, 24)
+        assert torch.equal(two.pixels[::2], one.pixels)
         assert numpy.diff(dense[row].times[0][0]) == pytest.approx([0.1] * 7)
-    assert dense.for_testing()[0].clips[0][0].shape == (4, 3, 24, 24)
+    assert dense.for_testing()[0].clips[0][0].pixels.shape == (4, 3, 24, 24)
 
 
 def test_only_random_sampling_can_be_dense(manifest):
@@ -552,3 +554,82 @@ def test_a_mixture_is_read_by_its_weights(manifest):
     for batch in take(loader, 4):
         assert sum(row < 2 for row in batch["id"].tolist()) == 3
         assert len(set(batch["key"].tolist())) == 6
+
+
+# Several corpora, sound and words
+
+
+def test_a_corpus_may_have_a_stride_of_its_own(manifest):
+    rows = Manifest([replace(video, corpus="a" if row < 2 else "b") for row, video in enumerate(manifest)])
+    batch = next(Loader(Clips(rows, **CLIP, strides={"b": 3}), 7, shuffle=False).once())
+    gaps = [set(numpy.diff(frame_numbers(clip)).tolist()) for clip in batch["video"][0]]
+    assert gaps == [{2}, {2}] + [{3}] * 5
+    with pytest.raises(TubeletError, match="names 'c', which is no corpus"):
+        Clips(rows, **CLIP, strides={"c": 3})
+    with pytest.raises(TubeletError, match="stride of 'b' must be at least 1"):
+        Clips(rows, **CLIP, strides={"b": 0})
+
+
+SOUND = {**CLIP, "reference_fps": 30.0, "audio_rate": 8000}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    loud, silent = make_video(folder / "loud.mp4", 60, sound=True), make_video(folder / "silent.mp4", 60)
+    return Manifest([Video(loud, extra={"caption": "a tone, rising"}), Video(silent)])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sound_is_that_of_the_seconds_of_the_clip(films, workers):
+    clips = Clips(films, **SOUND, views=2)
+    for batch in take(Loader(clips, 4, workers=workers), 2):
+        for view in range(2):
+            assert batch["audio"][view].shape == (4, round(8000 * 4 * 2 / 30))
+            for row, times, wave in zip(batch["id"], batch["times"][view], batch["audio"][view], strict=True):
+                if row == 1:
+                    assert not wave.any()
+                    continue
+                heard = audio.waveform(films[0].path, float(times[0]) - 0.5 / 30, 4 * 2 / 30, 8000)
+                assert heard.any() and torch.equal(wave, heard)
+        assert batch["audio_present"].tolist() == [row == 0 for row in batch["id"].tolist()]
+
+
+def test_words_come_along(films):
+    (batch,) = take(Loader(Clips(films, **CLIP, captions="caption", repeats=2), 4, shuffle=False), 1)
+    assert batch["text"] == [["a tone, rising"] * 2 + [""] * 2]
+    assert to_device(batch, "cpu")["text"] == batch["text"]
+    with pytest.raises(TubeletError, match=r"no column 'captoin'.*did you mean 'caption'"):
+        Clips(films, **CLIP, captions="captoin")
+
+
+@pytest.mark.parametrize("options", [{"reference_fps": 0.0}, {"sampling": "segments"}])
+def test_sound_needs_clips_that_last_equally_long(films, options):
+    with pytest.raises(TubeletError, match="audio_rate needs clips that all last equally long"):
+        Clips(films, **{**SOUND, **options})
+
+
+def test_torchcodec_reads_where_it_is_chosen(films, monkeypatch):
+    monkeypatch.setattr(torchcodec, "chosen", lambda reader, places, side: {"auto": "torchcodec"}.get(reader, reader))
+    monkeypatch.setattr(torchcodec, "read", lambda *arguments: read.read(*arguments).fill_(7))
+    clips = Clips(films, **CLIP, reader="auto")
+    assert clips.choose_reader(before="pyav") == clips.reader == "pyav"
+    clips = Clips(films, **CLIP, reader="auto")
+    assert clips.choose_reader() == clips.reader == clips.for_testing().reader == "torchcodec"
+    (batch,) = take(Loader(clips, 2), 1)
+    assert (batch["video"][0] == 7).all()
+
+
+@pytest.mark.parametrize("crop", ["resized", "multiscale", "center"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_crops_that_are_resized_on_the_device_are_the_same(manifest, crop, workers, broken):
+    options = {**CLIP, "size": 16, "crop": crop, "views": 2, "repeats": 2}
+    for rows in (manifest, broken):
+        plain = take(Loader(Clips(rows, **options), 10), 3)
+        found = take(Loader(Clips(rows, **options, resize_on="device"), 10, workers=workers), 3)
+        for one, other in zip(plain, found, strict=True):
+            assert_same(one, other)
+    long = {**options, "size": 8, "scale": (0.9, 1.0), "ratio": (2.5, 3.0)}  # too large to be sent as it is
+    plain = take(Loader(Clips(manifest, **long), 4), 2)
+    for one, other in zip(plain, take(Loader(Clips(manifest, **long, resize_on="device"), 4), 2), strict=True):
+        assert_same(one, other)
