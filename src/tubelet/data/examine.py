@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy
 
-from tubelet.data import decode, read, storage
+from tubelet.data import decode, pictures, read, storage
 from tubelet.data.appearance import Appearance
 from tubelet.data.cases import CASES, Case, Finding, refusal
 from tubelet.data.info import UnreadableVideo, VideoInfo
@@ -56,6 +56,9 @@ SQUARE = 0.02
 """Share that a pixel may be wider or higher: sizes are rounded to even numbers, and ratios made up for it."""
 SLIM = 3.0
 """Ratio of sides beyond which a square crop misses most of the picture. Films in Cinemascope have 2.4."""
+
+_AT_ONCE = 16
+"""Pictures of a series that are read together, each time with the first, whose size all must have."""
 
 _ENDINGS = {
     "mov,mp4,m4a,3gp,3g2,mj2": {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2"},
@@ -139,7 +142,9 @@ def examine(
     """
     where = storage.place(place)
     try:
-        return _look(where, read.probe(where, fps), frames * stride)
+        info = read.probe(where, fps)
+        film = _Pictures(where, info) if pictures.is_place(where) else _Film(where, info)
+        return _look(where, info, film, frames * stride)
     except UnreadableVideo as error:
         finding = _refused(where, error.reason)
     except OSError as error:  # also FFmpeg's, of pictures that it cannot convert
@@ -147,9 +152,8 @@ def examine(
     return Examination(where, reason=finding.detail, findings=[finding])
 
 
-def _look(where: Place, info: VideoInfo, clip: int) -> Examination:
+def _look(where: Place, info: VideoInfo, film: _Film | _Pictures, clip: int) -> Examination:
     """Args: `clip`: frames, at the video's rate, that a clip spans."""
-    film = _Film(where, info)
     seen = Appearance(info)
     for start_s, picture in film.play():
         seen.add(start_s, picture)
@@ -356,6 +360,31 @@ class _Film:
         return 2 * self.interlaced > self.shown
 
 
+class _Pictures:
+    """Pictures without a clock, which are played once; one that is damaged, or of another size, ends it all."""
+
+    def __init__(self, where: Place, info: VideoInfo) -> None:
+        self.where, self.info = where, info
+        self.shown = 0
+        self.end_s = self.decode_s = 0.0
+        self.sound: str | None = None
+
+    def play(self) -> Iterator[tuple[float, VideoFrame]]:
+        """Each picture with when its display starts, in seconds from the first."""
+        for first in range(0, self.info.frames, _AT_ONCE):
+            numbers = numpy.arange(first, min(first + _AT_ONCE, self.info.frames))
+            started = time.thread_time()
+            clip = read.read(self.where, (numpy.append(numbers, 0) + 0.5) / self.info.fps, fps=self.info.fps)
+            self.decode_s += time.thread_time() - started
+            for number, picture in zip(numbers.tolist(), clip.permute(0, 2, 3, 1).numpy(), strict=False):  # H W C
+                self.shown += 1
+                self.end_s = self.shown / self.info.fps
+                yield number / self.info.fps, av.VideoFrame.from_ndarray(picture, format="rgb24")
+
+    def findings(self) -> list[Finding]:
+        return []
+
+
 def _refused(where: Place, reason: str) -> Finding:
     code = refusal(reason)
     if code == "not_a_video":
@@ -365,7 +394,7 @@ def _refused(where: Place, reason: str) -> Finding:
     return Finding(code, reason)
 
 
-def _about_length(info: VideoInfo, film: _Film, clip: int) -> list[Finding]:
+def _about_length(info: VideoInfo, film: _Film | _Pictures, clip: int) -> list[Finding]:
     seconds, frames = film.end_s, round(film.end_s * info.fps)
     if film.shown == 1:
         return [Finding("one_frame")]
