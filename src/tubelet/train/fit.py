@@ -85,8 +85,8 @@ def fit(
         precision: "auto" is bfloat16 where the hardware multiplies in it, else float32.
         workers: processes that decode; 0 = decode in this one.
         limit_s: seconds that the clips of one video may take; then its decoder is stopped and it counts as unreadable.
-        max_unreadable: share of unreadable videos above which training stops; below it others stand in for them. With 0 it
-            stops at the first.
+        max_unreadable: share of unreadable videos above which training stops; below it others stand in for them. With
+            0 it stops at the first.
         save: when to write a checkpoint.
         log_steps: steps between two lines of metrics.jsonl.
         seed: of the data order, the augmentation and the masks.
