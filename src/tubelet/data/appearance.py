@@ -74,7 +74,7 @@ class Appearance:
         else:
             difference = numpy.maximum(grey, self._before[1]) - numpy.minimum(grey, self._before[1])
             self.equal += bool(difference.max() <= EQUAL)
-            self._sample(start_s - self.mercy_s)
+        self._sample(start_s - self.mercy_s)
         self._before = picture, grey
 
     def end(self, end_s: float) -> None:
@@ -101,7 +101,8 @@ class Appearance:
 
     def _sample(self, until_s: float) -> None:
         """Takes the frame before as the one on display at the moments until then."""
-        assert self._before is not None
+        if self._before is None:
+            return
         picture, grey = self._before
         while self.moments_s and self.moments_s[0] < until_s:
             if len(self.moments_s) == (HASHED + 1) // 2:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,12 +162,12 @@ def _look(where: Place, info: VideoInfo, film: _Film | _Pictures, clip: int) -> 
     findings = [*film.findings(), *_about_length(info, film, clip), *_about_shape(info)]
     findings += seen.findings()
     findings.sort(key=lambda f: CASES[f.code].severity != "unreadable")  # a stable sort: the order stays otherwise
-    bad = CASES[findings[0].code].severity == "unreadable" if findings else False
+    refused = any(CASES[f.code].severity == "unreadable" for f in findings)
     digest, count = _digest(where)
     return Examination(
         where,
         info,
-        reason=findings[0].detail if bad else None,
+        reason=findings[0].detail if refused else None,
         findings=findings,
         digest=digest,
         bytes=count,
@@ -184,8 +185,10 @@ class _Film:
 
     def __init__(self, where: Place, info: VideoInfo) -> None:
         self.where, self.info = where, info
-        self.shown = 0
+        self.shown = self.header_frames = 0
         self.end_s = self.decode_s = 0.0
+        self.tick_s = 1.0
+        self.origin = self.last = 0  # ticks at which the first picture starts, and the latest one
         self.sound: str | None = None
         self.about_streams: list[Finding] = []
         self.about_pixels: list[Finding] = []
@@ -198,13 +201,13 @@ class _Film:
 
     def play(self) -> Iterator[tuple[float, VideoFrame]]:
         """Each picture with when its display starts, in seconds from the first."""
-        file = None if isinstance(self.where, Path) else lambda: storage.opened(self.where)
+        file = None if isinstance(self.where, Path) else partial(storage.opened, self.where)
         with decode.opened_stream(self.where, file) as (container, stream):
             self._note_streams(container, stream)
+            self.header_frames = stream.frames
             self.tick_s = float(stream.time_base or 1 / self.info.fps)
             step = round(1 / self.info.fps / self.tick_s)
             codec = stream.codec_context
-            codec.options = {"err_detect": "explode"}  # damage is told, where it would be painted over
             self.one_each = codec.name in _ONE_PICTURE_EACH
             in_order_of_storage = container.format.name == "avi" and codec.has_b_frames
             for picture in self._decode(container, stream):
@@ -225,7 +228,6 @@ class _Film:
                 start_s = (self.last - self.origin) * self.tick_s
                 self.end_s = start_s + ((picture.duration or 0) * self.tick_s or 1 / self.info.fps)
                 yield start_s, picture
-            self.header_frames = stream.frames
 
     def findings(self) -> list[Finding]:
         return [*self._about_end(), *self._about_damage(), *self._about_clock(), *self.about_streams,
@@ -297,19 +299,21 @@ class _Film:
 
     def _about_damage(self) -> list[Finding]:
         found = []
-        damaged = self._damaged()
-        if damaged > self.shown:
-            found.append(Finding("mostly_damaged", f"damaged: {damaged:,} frames, of {self.shown + damaged:,}"))
+        lost = self._lost()
+        damaged, stored = self.corrupt + lost, self.shown + lost
+        detail = f"damaged: {damaged:,} of {stored:,} frames"
+        if 2 * damaged > stored:
+            found.append(Finding("mostly_damaged", detail))
         elif damaged:
-            found.append(Finding("damaged_middle", f"{damaged:,} frames, of {self.shown + damaged:,}"))
+            found.append(Finding("damaged_middle", detail))
         if not self.begins_with_key:
             found.append(Finding("starts_without_key_frame", f"the first frame is at {self.info.start_s:.2f} seconds"))
         return found
 
-    def _damaged(self) -> int:
-        """Frames that were refused, lost or marked as damaged between the first and the last that are shown."""
-        lost = {t for t in self.waiting if self.origin < t < self.last} if not self._is_interlaced() else set()
-        return self.corrupt + max(len(lost), sum(self.origin < t < self.last for t in self.failed))
+    def _lost(self) -> int:
+        """Frames between the first and the last that are shown of which the decoder made nothing."""
+        silent = 0 if self._is_interlaced() else sum(self.origin < t < self.last for t in self.waiting)
+        return max(silent, sum(self.origin < t < self.last for t in self.failed))
 
     def _about_clock(self) -> list[Finding]:
         found = []
@@ -321,7 +325,7 @@ class _Film:
         if self.info.start_s > LATE_S:
             found.append(Finding("starts_late", f"at {self.info.start_s:.2f} seconds"))
         is_whole = abs(self.info.duration_s - self.end_s) <= TOLERANCE_FRAMES / self.info.fps
-        if self.hidden or (is_whole and self.begins_with_key and not self._damaged() and self._hides_frames()):
+        if self.hidden or (is_whole and self.begins_with_key and not self._lost() and self._hides_frames()):
             found.append(Finding("edit_list", f"{self.header_frames:,} frames are stored, {self.shown:,} are shown"))
         return [*found, *self._about_rate()]
 
@@ -338,7 +342,7 @@ class _Film:
         uneven = sum(abs(step - usual) > max(1, 0.1 * usual) for step in steps)
         if not RATES[0] <= measured <= RATES[1]:
             found.append(Finding("rate_unbelievable", f"{measured:.4g} frames a second"))
-        if self._damaged():
+        if self._lost():
             return found  # the gaps are those of lost frames
         if uneven > max(1, UNEVEN * len(steps)):
             detail = f"{measured:.4g} frames a second, the longest of {steps[-1] * self.tick_s:.3f} s"
