@@ -19,6 +19,7 @@ os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder is talkative
 FPS, FRAMES, FIRST = 30, 70, 100
 """Numbers from 100 on turn each bit on and off within 70, so that no column of the picture stays dark like a bar."""
 SIZE = (48, 64)
+QUIET_X265 = "log-level=none:pools=1:frame-threads=1"
 
 
 def film(
@@ -48,7 +49,7 @@ def film(
     clock = 1 / rate if starts_s is None else Fraction(1, 90_000)
     extra = {"crf": "12", "preset": "veryfast", "sc_threshold": "0"} if codec == "libx264" else {}
     if codec == "libx265":
-        extra = {"x265-params": "log-level=none:pools=1:frame-threads=1"}
+        extra = {"x265-params": QUIET_X265}
     with av.open(str(path), "w", format=kind, options=muxer or {}) as container:
         choices = {"g": str(gop), "bf": str(b_frames)} | extra | (options or {})
         stream: Any = container.add_stream(codec, rate=rate, options=choices)

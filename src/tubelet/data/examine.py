@@ -148,7 +148,7 @@ def examine(
         return _look(where, info, film, frames * stride)
     except UnreadableVideo as error:
         finding = _refused(where, error.reason)
-    except OSError as error:  # also FFmpeg's, of pictures that it cannot convert
+    except (OSError, ValueError, av.FFmpegError) as error:  # its place fails, or its pictures cannot be converted
         finding = Finding("unreadable", " ".join(str(error).split()))
     return Examination(where, reason=finding.detail, findings=[finding])
 
@@ -159,8 +159,7 @@ def _look(where: Place, info: VideoInfo, film: _Film | _Pictures, clip: int) -> 
     for start_s, picture in film.play():
         seen.add(start_s, picture)
     seen.end(film.end_s)
-    findings = [*film.findings(), *_about_length(info, film, clip), *_about_shape(info)]
-    findings += seen.findings()
+    findings = [*film.findings(), *_about_length(info, film, clip), *_about_shape(info), *seen.findings()]
     findings.sort(key=lambda f: CASES[f.code].severity != "unreadable")  # a stable sort: the order stays otherwise
     refused = any(CASES[f.code].severity == "unreadable" for f in findings)
     digest, count = _digest(where)
@@ -241,21 +240,21 @@ class _Film:
             started = time.thread_time()
             try:
                 packet = next(packets, None)
-            except (av.FFmpegError, OSError):  # the file breaks off here
+            except av.FFmpegError:  # the file breaks off here
                 packet = None
             if packet is not None and packet.size:
-                self.begins_with_key &= packet.is_keyframe or not first
-                first = False
+                if first:
+                    self.begins_with_key, first = packet.is_keyframe, False
                 self._note_packet(packet)
             try:
-                pictures = stream.codec_context.decode(packet)
+                decoded = stream.codec_context.decode(packet)
             except av.EOFError:
                 return
             except av.FFmpegError:
-                pictures = []
+                decoded = []
                 self.failed.append(numpy.inf if packet is None or packet.pts is None else packet.pts)
             self.decode_s += time.thread_time() - started
-            for picture in pictures:
+            for picture in decoded:
                 self.waiting.discard(picture.pts)
                 yield picture
             if packet is None:
