@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -47,6 +48,8 @@ def open_container(path: Place, file: Callable[[], BinaryIO] | None) -> tuple[In
     try:
         if is_local and Path(path).is_dir():
             raise UnreadableVideo(path, "it is a folder")
+        if is_local and Path(path).exists() and not Path(path).is_file():
+            raise UnreadableVideo(path, "not a file but a pipe, a socket or a device")  # opening one may never end
         source = Bytes(opened(path) if file is None else file())
     except FileNotFoundError:
         raise UnreadableVideo(path, "no such file") from None
@@ -96,6 +99,8 @@ def video_stream(container: InputContainer, path: Place) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & PICTURES]
     best = container.streams.best("video")
     stream = best if best in streams else next(iter(streams), None)
+    if not len(container.streams):
+        raise UnreadableVideo(path, "its index is damaged: it names no streams")
     if stream is None:
         kinds = ", ".join(sorted({s.type or "unknown" for s in container.streams}))
         has = "a cover picture" if container.streams.video else kinds or "nothing"
@@ -120,3 +125,20 @@ def rate(stream: VideoStream) -> float:
         if claim is not None and 0 < claim <= 1000:
             return float(claim)
     return FALLBACK_FPS
+
+
+@contextmanager
+def opened_stream(
+    path: Place, file: Callable[[], BinaryIO] | None = None
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A video file and the stream of it that is read, for those who decode in their own way. See `probe` for `file`.
+
+    Raises:
+        UnreadableVideo: it is no video file.
+    """
+    container, source = open_container(path, file)
+    try:
+        yield container, video_stream(container, path)
+    finally:
+        container.close()
+        source.close()
