@@ -6,19 +6,22 @@ by side. `read.py` says what times mean and which reader a place needs.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import av
 import numpy
 from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
+from tubelet.data import storage
 from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.storage import Place
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -36,13 +39,17 @@ UNINDEXED_JUMP_S = 5.0
 """Without an index nobody knows where the next key frame is: a gap longer than this is worth a seek."""
 
 
-def probe(path: Path) -> VideoInfo:
+Opener = Callable[[], BinaryIO]
+"""Opens a seekable file of the bytes, where the place is no file on this machine."""
+
+
+def probe(path: Place, file: Opener | None = None) -> VideoInfo:
     """Duration, rate and size of a video file. Decodes its first frame.
 
     Raises:
         UnreadableVideo: the file gives no frame.
     """
-    with _Player(path) as player:
+    with _Player(path, file) as player:
         stream, picture = player.stream, player.shown.picture
         turns = _quarter_turns(picture)
         duration_s = player.duration_s()
@@ -58,10 +65,12 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
-def read(path: Path, times_s: numpy.ndarray, short_side: int | None = None) -> numpy.ndarray:
+def read(
+    path: Place, times_s: numpy.ndarray, short_side: int | None = None, file: Opener | None = None
+) -> numpy.ndarray:
     """The frames on display at `times_s`: T H W C uint8, RGB. See `tubelet.data.read.read`."""
     order = numpy.argsort(times_s, kind="stable")
-    with _Player(path) as player:
+    with _Player(path, file) as player:
         paint = _Painter(player.shown.picture, short_side)
         clip = numpy.empty((len(times_s), *paint.shape), dtype=numpy.uint8)  # T H W C
         painted, row_painted = None, -1
@@ -75,14 +84,42 @@ def read(path: Path, times_s: numpy.ndarray, short_side: int | None = None) -> n
     return clip
 
 
-def check(path: Path, info: VideoInfo) -> None:
+def frames(
+    path: Place,
+    start_s: float = 0.0,
+    end_s: float = math.inf,
+    short_side: int | None = None,
+    file: Opener | None = None,
+) -> Iterator[tuple[float, numpy.ndarray]]:
+    """Every frame that is on display between two times, in one pass, one at a time.
+
+    Yields:
+        The earliest time at which `read` answers the frame, and the frame itself: H W C uint8.
+
+    Raises:
+        UnreadableVideo: the file gives no frame.
+    """
+    with _Player(path, file) as player:
+        paint = _Painter(player.shown.picture, short_side)
+        shown = player.at(start_s)
+        while True:
+            from_s = (shown.start - player.origin - player.mercy) * player.tick_s
+            coming = player.coming
+            if coming is None or coming.start > shown.start:  # one that starts with its follower is never displayed
+                yield from_s, paint(shown.picture)
+            if coming is None or (coming.start - player.origin - player.mercy) * player.tick_s > end_s:
+                return
+            shown = player.step()
+
+
+def check(path: Place, info: VideoInfo, file: Opener | None = None) -> None:
     """Decodes up to the middle.
 
     Raises:
         UnreadableVideo: the file gives no frame, or breaks off in its first half.
     """
     middle_s = info.duration_s / 2
-    with _Player(path) as player:
+    with _Player(path, file) as player:
         last = player.at(middle_s)
         end_s = (last.start - player.origin + (last.picture.duration or 0)) * player.tick_s
         if player.coming is None and end_s + 2 / player.fps < middle_s:
@@ -131,8 +168,8 @@ class _Player:
     `shown` is the picture on display and `coming` the one after it (None at the end of the file).
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Place, file: Opener | None = None) -> None:
+        self.path, self.file = path, file
         self.seekable = True
         self._rewind()
         self.origin = self.shown.start
@@ -154,6 +191,12 @@ class _Player:
         if self.coming is not None and self.seekable and self._is_far(target):
             self._jump(target)
         while self.coming is not None and self.coming.start <= target:
+            self.step()
+        return self.shown
+
+    def step(self) -> _Shown:
+        """The next picture, if there is one."""
+        if self.coming is not None:
             self.shown, self.coming = self.coming, next(self.pictures, None)
         return self.shown
 
@@ -196,7 +239,7 @@ class _Player:
 
     def _rewind(self) -> None:
         """Opens the file and decodes its first two pictures."""
-        self.container = _open(self.path)
+        self.container = _open(self.path, self.file)
         try:
             self.stream = _video_stream(self.container, self.path)
             self.tick_s = float(self.stream.time_base or 1 / FALLBACK_FPS)
@@ -254,22 +297,28 @@ class _Player:
         return end
 
 
-def _open(path: Path) -> InputContainer:
+def _open(path: Place, file: Opener | None) -> InputContainer:
     try:
-        if path.is_dir():
-            raise UnreadableVideo(path, "it is a folder")
-        if path.stat().st_size == 0:
-            raise UnreadableVideo(path, "the file is empty (zero bytes)")
-        with path.open("rb") as file:
-            head = file.read(64)
+        if file is None and isinstance(path, Path):
+            if path.is_dir():
+                raise UnreadableVideo(path, "it is a folder")
+            source: str | BinaryIO = str(path)
+            with path.open("rb") as opened:
+                head = opened.read(64)
+        else:
+            source = storage.opened(path) if file is None else file()
+            head = source.read(64)
+            source.seek(0)
     except FileNotFoundError:
         raise UnreadableVideo(path, "no such file") from None
     except PermissionError:
         raise UnreadableVideo(path, "no permission to read it") from None
     except OSError as error:
         raise UnreadableVideo(path, error.strerror or "it cannot be opened") from None
+    if not head:
+        raise UnreadableVideo(path, "the file is empty (zero bytes)")
     try:
-        container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        container = av.open(source, "r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError):
         raise UnreadableVideo(path, _guess_what_it_is(head)) from None
     name = container.format.name
@@ -289,7 +338,7 @@ def _guess_what_it_is(head: bytes) -> str:
     return "not a video file, or its header is damaged"
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+def _video_stream(container: InputContainer, path: Place) -> VideoStream:
     """The video stream FFmpeg calls best, but never a cover picture; set to one thread, others dropped."""
     streams = [s for s in container.streams.video if not s.disposition & PICTURES]
     best = container.streams.best("video")
