@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -74,7 +74,7 @@ class Workers(Generic[Task, Result]):
         tasks: Iterable[Task],
         ahead: int | None = None,
         again: Callable[[Task, Result | Failure], Task | None] | None = None,
-    ) -> Iterator[tuple[Task, Result | Failure]]:
+    ) -> Generator[tuple[Task, Result | Failure], None, None]:
         """Each task with its result, in the order of `tasks`.
 
         Args:
