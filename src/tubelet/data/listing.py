@@ -104,7 +104,7 @@ class Manifest(Sequence[Video]):
         """A hash of the rows and classes. Moving manifest and videos together does not change it."""
         digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=8)
         for v in self.videos:
-            row = (_written(v.path, self.source), v.start_s, v.end_s, v.label, v.group, v.split)
+            row = (written(v.path, self.source), v.start_s, v.end_s, v.label, v.group, v.split)
             row += () if v.fps is None and v.corpus is None else (v.fps, v.corpus)
             digest.update(repr(row).encode(errors="surrogateescape"))
         return digest.hexdigest()
@@ -167,7 +167,7 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
     rows = []
     for video in manifest:
         row: dict[str, Any] = {c: getattr(video, c) for c in known} | {c: video.extra.get(c) for c in extra}
-        rows.append(row | {"path": _written(video.path, target)})
+        rows.append(row | {"path": written(video.path, target)})
     if manifest.classes != Manifest(manifest.videos).classes:
         extra.append(CLASS_NUMBER)
         for row, number in zip(rows, manifest.labels, strict=True):
@@ -489,7 +489,7 @@ def _absolute(text: str, folder: Place) -> Place:
     return path.resolve() if ".." in path.parts else path  # links keep the names their users gave them
 
 
-def _written(path: Place, source: Place | None) -> str:
+def written(path: Place, source: Place | None) -> str:
     """A path as a manifest at `source` says it."""
     if isinstance(path, Url):
         return path.removeprefix(f"{source.parent}/") if isinstance(source, Url) else path

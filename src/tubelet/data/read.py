@@ -8,20 +8,22 @@ What a place is decides who reads it: a video file, here or at a URL (`decode.py
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
 
-from tubelet.data import decode, storage
+from tubelet.data import decode, shards, storage
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.storage import Place, Url
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["UnreadableVideo", "VideoInfo", "check", "probe", "read"]
+__all__ = ["UnreadableVideo", "VideoInfo", "check", "frames", "probe", "read"]
 
 
 def probe(place: str | Path | Url, fps: float | None = None) -> VideoInfo:
@@ -39,7 +41,9 @@ def probe(place: str | Path | Url, fps: float | None = None) -> VideoInfo:
 
 @lru_cache(maxsize=1 << 16)
 def _probe(where: Place, fps: float | None, _stamp: tuple[int, int] | None) -> VideoInfo:
-    return decode.probe(Path(where))
+    if shards.inside(where):
+        return shards.probe(where, fps)
+    return decode.probe(where)
 
 
 def read(
@@ -62,7 +66,11 @@ def read(
     import torch
 
     where = storage.place(place)
-    clip = decode.read(Path(where), numpy.asarray(times_s, dtype=numpy.float64), short_side)
+    times_s = numpy.asarray(times_s, dtype=numpy.float64)
+    if shards.inside(where):
+        clip = shards.read(where, times_s, short_side, fps)
+    else:
+        clip = decode.read(where, times_s, short_side)
     return torch.from_numpy(clip).permute(0, 3, 1, 2)  # T C H W
 
 
@@ -73,6 +81,29 @@ def check(place: str | Path | Url, fps: float | None = None) -> VideoInfo:
         UnreadableVideo: it gives no frame, or breaks off in its first half.
     """
     where = storage.place(place)
+    if shards.inside(where):
+        return shards.check(where, fps)
     info = probe(where, fps)
-    decode.check(Path(where), info)
+    decode.check(where, info)
     return info
+
+
+def frames(
+    place: str | Path | Url,
+    start_s: float = 0.0,
+    end_s: float = math.inf,
+    short_side: int | None = None,
+    fps: float | None = None,
+) -> Iterator[tuple[float, numpy.ndarray]]:
+    """Every frame that is on display between two times, one at a time and in one pass.
+
+    Yields:
+        The earliest time at which `read` answers the frame, and the frame itself: H W C uint8.
+
+    Raises:
+        UnreadableVideo: it gives no frame.
+    """
+    where = storage.place(place)
+    if shards.inside(where):
+        return shards.frames(where, start_s, end_s, short_side, fps)
+    return decode.frames(where, start_s, end_s, short_side)

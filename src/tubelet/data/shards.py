@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -47,6 +48,8 @@ PICTURES_FPS = 30.0
 """The rate of pictures of others, where none is told."""
 REQUEST = 1 << 20
 """Asking object storage once more takes about as long as so many bytes do."""
+TOGETHER = 32
+"""So many frames are read at once when all are wanted."""
 WHOLE = 8 << 20
 """Files up to this size are read in one go, and their checksum is compared; larger ones as a decoder asks."""
 
@@ -152,7 +155,7 @@ def sample(place: Place) -> Sample:
     found = inside(place)
     if found is None:
         raise UnreadableVideo(place, "it is not a place inside a tar")
-    return _sample(place, *found, _state(found[0]))
+    return _sample(place, *found, storage.stamp(found[0]))
 
 
 def keys(tar: Place) -> list[str]:
@@ -166,7 +169,7 @@ def index(tar: Place) -> Index:
     Raises:
         UnreadableVideo: the shard is missing or not a tar.
     """
-    return _index(tar, _state(tar))
+    return _index(tar, storage.stamp(tar))
 
 
 def index_place(tar: Place) -> Place:
@@ -210,7 +213,7 @@ def probe(place: Place, fps: float | None = None) -> VideoInfo:
         UnreadableVideo: what `sample` raises, or there is no video in it.
     """
     found = sample(place)
-    kind = _kind(found)
+    kind = video_of(found)
     if kind not in ("pictures", "npy") and not _packed(found):
         return decode.probe(place, file=partial(found.opened, kind))
     about = found.about
@@ -227,7 +230,7 @@ def read(
 ) -> numpy.ndarray:
     """The frames on display at `times_s`: T H W C uint8, RGB. See `tubelet.data.read.read`."""
     found = sample(place)
-    kind = _kind(found)
+    kind = video_of(found)
     if kind in ("pictures", "npy") or _packed(found):
         starts_s = _starts_s(found, fps)
         mercy_s = mercy(_rate(found, fps))
@@ -249,12 +252,34 @@ def check(place: Place, fps: float | None = None) -> VideoInfo:
     """
     info = probe(place, fps)
     found = sample(place)
-    kind = _kind(found)
+    kind = video_of(found)
     if kind in ("pictures", "npy"):
         read(place, numpy.array([info.duration_s / 2]), short_side=32, fps=fps)
     else:
         decode.check(place, info, file=partial(found.opened, kind))
     return info
+
+
+def frames(
+    place: Place,
+    start_s: float = 0.0,
+    end_s: float = math.inf,
+    short_side: int | None = None,
+    fps: float | None = None,
+) -> Iterator[tuple[float, numpy.ndarray]]:
+    """Every frame that is on display between two times, one at a time. See `tubelet.data.read.frames`."""
+    found = sample(place)
+    kind = video_of(found)
+    if kind not in ("pictures", "npy") and not _packed(found):
+        yield from decode.frames(place, start_s, end_s, short_side, file=partial(found.opened, kind))
+        return
+    starts_s, mercy_s = _starts_s(found, fps), mercy(_rate(found, fps))
+    first = max(0, int(numpy.searchsorted(starts_s, start_s + mercy_s, side="right")) - 1)
+    last = max(first + 1, int(numpy.searchsorted(starts_s, end_s + mercy_s, side="right")))
+    for row in range(first, last, TOGETHER):
+        some = starts_s[row : min(row + TOGETHER, last)]
+        for from_s, frame in zip(some - mercy_s, read(place, some, short_side, fps), strict=True):
+            yield float(from_s), frame
 
 
 def mercy(fps: float) -> float:
@@ -264,10 +289,11 @@ def mercy(fps: float) -> float:
 
 def _packed(found: Sample) -> bool:
     """Whether the frames are on a clock of ours; bytes that were packed as they are keep their own."""
-    return found.about.get("format") in ("jpeg", "webp", "raw", "video") and "tubelet" in found.about
+    about = found.about
+    return "tubelet" in about and (about["format"] != "original" or about["video"] == "pictures")
 
 
-def _kind(found: Sample) -> str:
+def video_of(found: Sample) -> str:
     """What holds the frames: an ending of `members`, or "pictures"."""
     told = found.about.get("video") if "tubelet" in found.about else None
     if told is not None:
@@ -343,7 +369,7 @@ def _rows(found: Sample, numbers: numpy.ndarray, short_side: int | None) -> nump
 
 
 @lru_cache(maxsize=1024)
-def _index(tar: Place, _state: tuple[int, int]) -> Index:
+def _index(tar: Place, _stamp: tuple[int, int] | None) -> Index:
     try:
         with storage.opened(index_place(tar)) as file:
             text = file.read().decode()
@@ -392,9 +418,9 @@ def _walked(tar: Place) -> Index:
 
 
 @lru_cache(maxsize=256)
-def _sample(place: Place, tar: Place, key: str, state: tuple[int, int]) -> Sample:
+def _sample(place: Place, tar: Place, key: str, stamp: tuple[int, int] | None) -> Sample:
     try:
-        found = _index(tar, state)
+        found = _index(tar, stamp)
     except UnreadableVideo as error:
         raise UnreadableVideo(place, f"its shard {tar.name} cannot be used: {error.reason}") from None
     row = found.row(key)
@@ -471,17 +497,6 @@ def _key_and_ending(name: str) -> tuple[str, str] | None:
     if not stem or not dot:
         return None
     return (f"{folder}/{stem}" if folder else stem), ending
-
-
-def _state(tar: Place) -> tuple[int, int]:
-    """What changes when a file does; files on object storage are taken to stay as they are."""
-    if not isinstance(tar, Path):
-        return 0, 0
-    try:
-        status = tar.stat()
-    except OSError:
-        return 0, 0  # reading says what is wrong
-    return status.st_mtime_ns, status.st_size
 
 
 def _parts(place: Place, tar: Place, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
