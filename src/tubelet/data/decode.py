@@ -19,9 +19,8 @@ import numpy
 from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
-from tubelet.data import storage
 from tubelet.data.info import UnreadableVideo, VideoInfo
-from tubelet.data.storage import Place
+from tubelet.data.storage import Place, opened
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -39,12 +38,11 @@ UNINDEXED_JUMP_S = 5.0
 """Without an index nobody knows where the next key frame is: a gap longer than this is worth a seek."""
 
 
-Opener = Callable[[], BinaryIO]
-"""Opens a seekable file of the bytes, where the place is no file on this machine."""
-
-
-def probe(path: Place, file: Opener | None = None) -> VideoInfo:
+def probe(path: Place, file: Callable[[], BinaryIO] | None = None) -> VideoInfo:
     """Duration, rate and size of a video file. Decodes its first frame.
+
+    Args:
+        file: opens a seekable file of the bytes, where `path` is none on this machine. May be called repeatedly.
 
     Raises:
         UnreadableVideo: the file gives no frame.
@@ -66,9 +64,12 @@ def probe(path: Place, file: Opener | None = None) -> VideoInfo:
 
 
 def read(
-    path: Place, times_s: numpy.ndarray, short_side: int | None = None, file: Opener | None = None
+    path: Place,
+    times_s: numpy.ndarray,
+    short_side: int | None = None,
+    file: Callable[[], BinaryIO] | None = None,
 ) -> numpy.ndarray:
-    """The frames on display at `times_s`: T H W C uint8, RGB. See `tubelet.data.read.read`."""
+    """The frames on display at `times_s`: T H W C uint8, RGB. See `tubelet.data.read.read`, and `probe` for `file`."""
     order = numpy.argsort(times_s, kind="stable")
     with _Player(path, file) as player:
         paint = _Painter(player.shown.picture, short_side)
@@ -89,9 +90,9 @@ def frames(
     start_s: float = 0.0,
     end_s: float = math.inf,
     short_side: int | None = None,
-    file: Opener | None = None,
+    file: Callable[[], BinaryIO] | None = None,
 ) -> Iterator[tuple[float, numpy.ndarray]]:
-    """Every frame that is on display between two times, in one pass, one at a time.
+    """Every frame that is on display between two times, in one pass, one at a time. See `probe` for `file`.
 
     Yields:
         The earliest time at which `read` answers the frame, and the frame itself: H W C uint8.
@@ -103,17 +104,16 @@ def frames(
         paint = _Painter(player.shown.picture, short_side)
         shown = player.at(start_s)
         while True:
-            from_s = (shown.start - player.origin - player.mercy) * player.tick_s
             coming = player.coming
             if coming is None or coming.start > shown.start:  # one that starts with its follower is never displayed
-                yield from_s, paint(shown.picture)
+                yield (shown.start - player.origin - player.mercy) * player.tick_s, paint(shown.picture)
             if coming is None or (coming.start - player.origin - player.mercy) * player.tick_s > end_s:
                 return
             shown = player.step()
 
 
-def check(path: Place, info: VideoInfo, file: Opener | None = None) -> None:
-    """Decodes up to the middle.
+def check(path: Place, info: VideoInfo, file: Callable[[], BinaryIO] | None = None) -> None:
+    """Decodes up to the middle. See `probe` for `file`.
 
     Raises:
         UnreadableVideo: the file gives no frame, or breaks off in its first half.
@@ -168,7 +168,7 @@ class _Player:
     `shown` is the picture on display and `coming` the one after it (None at the end of the file).
     """
 
-    def __init__(self, path: Place, file: Opener | None = None) -> None:
+    def __init__(self, path: Place, file: Callable[[], BinaryIO] | None) -> None:
         self.path, self.file = path, file
         self.seekable = True
         self._rewind()
@@ -183,7 +183,7 @@ class _Player:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.container.close()
+        self._close()
 
     def at(self, time_s: float) -> _Shown:
         """The picture on display at `time_s`; calls come with rising times."""
@@ -195,7 +195,7 @@ class _Player:
         return self.shown
 
     def step(self) -> _Shown:
-        """The next picture, if there is one."""
+        """Goes on to the next picture, if there is one."""
         if self.coming is not None:
             self.shown, self.coming = self.coming, next(self.pictures, None)
         return self.shown
@@ -234,12 +234,12 @@ class _Player:
                 self.shown, self.coming = shown, next(self.pictures, None)
                 return
         self.seekable = False
-        self.container.close()
+        self._close()
         self._rewind()
 
     def _rewind(self) -> None:
         """Opens the file and decodes its first two pictures."""
-        self.container = _open(self.path, self.file)
+        self.container, self.source = _open(self.path, self.file)
         try:
             self.stream = _video_stream(self.container, self.path)
             self.tick_s = float(self.stream.time_base or 1 / FALLBACK_FPS)
@@ -253,8 +253,12 @@ class _Player:
                 raise UnreadableVideo(self.path, "none of its frames can be decoded (damaged or cut short)")
             self.shown, self.coming = shown, next(self.pictures, None)
         except BaseException:
-            self.container.close()
+            self._close()
             raise
+
+    def _close(self) -> None:
+        self.container.close()
+        self.source.close()
 
     def _decode(self) -> Iterator[_Shown]:
         """Pictures in the order of display from where the container stands; damaged ones are skipped."""
@@ -275,6 +279,8 @@ class _Player:
                 packet = next(packets, None)
             except av.FFmpegError:  # the file breaks off here: give what the decoder still holds
                 packet = None
+            except OSError as error:  # the file is well, its place is not
+                raise UnreadableVideo(self.path, _words(error)) from None
             try:
                 yield from self.stream.codec_context.decode(packet)
             except av.EOFError:
@@ -297,36 +303,45 @@ class _Player:
         return end
 
 
-def _open(path: Place, file: Opener | None) -> InputContainer:
+def _open(path: Place, file: Callable[[], BinaryIO] | None) -> tuple[InputContainer, BinaryIO]:
+    """The container, and the file of its bytes, which is to be closed after it."""
     try:
-        if file is None and isinstance(path, Path):
-            if path.is_dir():
-                raise UnreadableVideo(path, "it is a folder")
-            source: str | BinaryIO = str(path)
-            with path.open("rb") as opened:
-                head = opened.read(64)
-        else:
-            source = storage.opened(path) if file is None else file()
-            head = source.read(64)
-            source.seek(0)
+        if file is None and Path(path).is_dir():
+            raise UnreadableVideo(path, "it is a folder")
+        source = opened(path) if file is None else file()
     except FileNotFoundError:
         raise UnreadableVideo(path, "no such file") from None
     except PermissionError:
         raise UnreadableVideo(path, "no permission to read it") from None
     except OSError as error:
-        raise UnreadableVideo(path, error.strerror or "it cannot be opened") from None
-    if not head:
-        raise UnreadableVideo(path, "the file is empty (zero bytes)")
+        raise UnreadableVideo(path, _words(error)) from None
+    head = b""
     try:
-        container = av.open(source, "r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError):
-        raise UnreadableVideo(path, _guess_what_it_is(head)) from None
-    name = container.format.name
-    if name in ("image2", "tty") or name.endswith("_pipe"):
-        container.close()
-        reason = "a text file, not a video" if name == "tty" else "a still image, not a video"
-        raise UnreadableVideo(path, reason)
-    return container
+        head = source.read(64)
+        if not head:
+            raise UnreadableVideo(path, "the file is empty (zero bytes)")
+        source.seek(0)
+        # A local file is read by FFmpeg itself; bytes of other places must not lead it to files of this machine.
+        whitelist = {"protocol_whitelist": "file" if file is None else "none"}
+        container = av.open(
+            str(path) if file is None else source, mode="r", options=whitelist, metadata_errors="replace"
+        )
+        name = container.format.name
+        if name in ("image2", "tty") or name.endswith("_pipe"):
+            container.close()
+            raise UnreadableVideo(path, "a text file, not a video" if name == "tty" else "a still image, not a video")
+        return container, source
+    except BaseException as error:
+        source.close()
+        if isinstance(error, av.FFmpegError | ValueError):
+            raise UnreadableVideo(path, _guess_what_it_is(head)) from None
+        if isinstance(error, OSError):
+            raise UnreadableVideo(path, _words(error)) from None
+        raise
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or " ".join(str(error).split()) or "it cannot be read"
 
 
 def _guess_what_it_is(head: bytes) -> str:
