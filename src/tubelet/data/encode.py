@@ -99,6 +99,13 @@ def member(name: str, content: bytes) -> bytes:
     return header(name, len(content)) + content + padding(len(content))
 
 
+def original(key: str, ending: str, path: Path) -> Encoded:
+    """A video file as it is."""
+    result = Encoded(ending)
+    result.add_file(key, ending, path)
+    return result
+
+
 @dataclass
 class Sound:
     """The sound of a video in 16 bits, mono or stereo; sample 0 is where its first frame starts."""
@@ -110,16 +117,19 @@ class Sound:
 
 def pictures(frames: Frames, kind: str, quality: int, key: str, path: Path) -> Encoded:
     """Each frame as a picture of its own: "jpeg" (full range, 4:2:0) or "webp". Laid into `path` one after another."""
+    noted = Encoded("pictures")
+    result = stored(_encoded(noted.noted(frames), kind, quality), "jpg" if kind == "jpeg" else kind, key, path)
+    result.starts_s, result.height, result.width = noted.starts_s, noted.height, noted.width
+    return result
+
+
+def stored(contents: Iterable[bytes], suffix: str, key: str, path: Path) -> Encoded:
+    """Pictures as they are, laid into `path` one after another."""
     result = Encoded("pictures")
-    suffix = "jpg" if kind == "jpeg" else kind
     sizes: list[int] = []
     checksums: list[int] = []
-    encoder = None
     with path.open("wb") as file:
-        for number, (_, frame) in enumerate(result.noted(frames)):
-            if encoder is None:
-                encoder = _picture_encoder(kind, quality, frame)
-            content = b"".join(bytes(packet) for packet in encoder.encode(_picture(frame, encoder.pix_fmt, number)))
+        for number, content in enumerate(contents):
             file.write(member(f"{key}.{number:06d}.{suffix}", content))
             sizes.append(len(content))
             checksums.append(zlib.crc32(content))
@@ -254,6 +264,14 @@ def _chunk(samples: numpy.ndarray, first: int, rate: int, layout: str) -> AudioF
     frame = av.AudioFrame.from_ndarray(numpy.ascontiguousarray(samples).reshape(1, -1), format="s16", layout=layout)
     frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
     return frame
+
+
+def _encoded(frames: Frames, kind: str, quality: int) -> Iterator[bytes]:
+    encoder = None
+    for number, (_, frame) in enumerate(frames):
+        if encoder is None:
+            encoder = _picture_encoder(kind, quality, frame)
+        yield b"".join(bytes(packet) for packet in encoder.encode(_picture(frame, encoder.pix_fmt, number)))
 
 
 def _picture_encoder(kind: str, quality: int, frame: numpy.ndarray) -> Any:

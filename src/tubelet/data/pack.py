@@ -20,8 +20,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 try:
     import fcntl
@@ -32,7 +33,7 @@ import numpy
 from rich.progress import Progress
 
 from tubelet import log
-from tubelet.data import encode, read, sample, shards, storage
+from tubelet.data import encode, pictures, read, sample, shards, storage
 from tubelet.data.encode import Piece
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.inspect import write_unreadable
@@ -191,7 +192,7 @@ def pack(
     with _workplace(out, packing, manifest, len(units)) as folder:
         finished = {number for number in range(len(members)) if _is_finished(out, number)}
         todo = [unit for number, some in enumerate(members) if number not in finished for unit in some]
-        crew = Workers(
+        crew: Workers[int, Made] = Workers(
             lambda number: _make(units[number], packing, manifest.source, folder),
             cores() if workers is None else workers,
             lambda number: limit_s * max(1.0, _size(units[number].video.path) / UNHURRIED),
@@ -226,8 +227,9 @@ def verify(out: Place, workers: int | None = None) -> tuple[int, list[tuple[Plac
     if plan is None:
         raise TubeletError(f"no pack in {out}: {PLAN} is missing")
     count = -(-plan["videos"] // plan["per_shard"])
-    count_of_workers = cores() if workers is None else workers
-    crew = Workers(lambda number: _verify_shard(out / shard_name(number)), count_of_workers, math.inf)
+    crew: Workers[int, tuple[int, list[tuple[Place, str]]]] = Workers(
+        lambda number: _verify_shard(out / shard_name(number)), cores() if workers is None else workers, math.inf
+    )
     whole, damaged = 0, []
     with progress("verifying", count) as advance:
         for number, answer in crew.map(range(count)):
@@ -314,7 +316,7 @@ def _workplace(out: Place, packing: Packing, manifest: Manifest, videos: int) ->
 
 @contextmanager
 def _alone(out: Place) -> Iterator[None]:
-    """Keeps a second process from packing into the same folder. The lock goes with the process, and not to its forks."""
+    """Keeps a second process from packing into the same folder. The lock ends with this process; forks have no part."""
     if not isinstance(out, Path) or fcntl is None:
         yield
         return
@@ -364,8 +366,8 @@ def _look_for_space(todo: list[Unit], packing: Packing, out: Place) -> None:
         needed = float(sum(_size(unit.video.path) for unit in todo))
     else:
         some = todo[:: max(1, len(todo) // PROBED)][:PROBED]
-        guesses = Workers(lambda number: _guess(some[number], packing), 1).map(range(len(some)))
-        each = [guess for _, guess in guesses if isinstance(guess, float)]
+        crew: Workers[int, float] = Workers(lambda number: _guess(some[number], packing), 1)
+        each = [guess for _, guess in crew.map(range(len(some))) if isinstance(guess, float)]
         needed = len(todo) * sum(each) / max(1, len(each))
     if needed / 2 > free:
         raise TubeletError(
@@ -417,7 +419,7 @@ def _encode(unit: Unit, packing: Packing, source: Place | None, folder: Path) ->
     about: dict[str, Any] = {"tubelet": shards.VERSION, "format": packing.format, "source": written(place, source)}
     if packing.format == "original":
         start_s, seconds, fps = 0.0, info.duration_s, info.fps
-        made = encode.original(place, key, folder)
+        made = _original(place, key, folder)
         made.height, made.width, codec = info.height, info.width, info.codec
     else:
         fps = info.fps if packing.fps is None else min(packing.fps, info.fps)
@@ -444,13 +446,13 @@ def _encode(unit: Unit, packing: Packing, source: Place | None, folder: Path) ->
     about |= {} if unit.label is None else {"label": unit.label}
     about |= {"duration_s": seconds, "fps": fps, "width": made.width, "height": made.height}
     about |= {"codec": codec, "source_codec": info.codec, "video": made.video, "files": made.files}
+    if made.pictures is not None:
+        about |= {"frames": len(made.pictures["bytes"]), "pictures": made.pictures}
     if made.starts_s:
         about["frames"] = len(made.starts_s)
         even = numpy.arange(len(made.starts_s)) / fps
         if numpy.abs(even - made.starts_s).max() > ROUNDING_S:
             about["starts_s"] = [round(start_s, 6) for start_s in made.starts_s]
-    if made.pictures is not None:
-        about["pictures"] = made.pictures
     told = json.dumps(about, separators=(",", ":")).encode()
     share = _size(place) * (seconds / info.duration_s)
     return Made([encode.member(f"{key}.json", told), *made.pieces], len(told), seconds, share)
@@ -479,15 +481,36 @@ def _frames(video: Video, info: VideoInfo, start_s: float, end_s: float, packing
 
 
 def _sound(place: Place, info: VideoInfo, start_s: float, seconds: float) -> encode.Sound | None:
-    if shards.inside(place):
+    """The sound of a span, from its first frame on."""
+    if pictures.is_place(place):
+        return None
+    if shards.is_place(place) and "flac" in (found := shards.sample(place)).members:
+        return encode.sound(found.opened("flac"), start_s, seconds)
+    return encode.sound(_file(place)[1](), info.start_s + start_s, seconds)
+
+
+def _original(place: Place, key: str, folder: Path) -> encode.Encoded:
+    """The bytes of a video as they are; those that lie elsewhere are fetched into `folder`."""
+    if pictures.is_place(place):
+        found = pictures.series(place)
+        suffix = found.names[0].rpartition(".")[2].lower()
+        contents = (found.encoded(number) for number in range(len(found.names)))
+        return encode.stored(contents, suffix, key, folder / f"{key}.frames")
+    ending, opened = _file(place)
+    path = place
+    if not isinstance(path, Path) or not path.is_file():
+        path = folder / f"{key}.original"
+        with opened() as file, path.open("wb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+    return encode.original(key, ending, path)
+
+
+def _file(place: Place) -> tuple[str, Callable[[], BinaryIO]]:
+    """The ending of a video file, and what opens it."""
+    if shards.is_place(place):
         found = shards.sample(place)
-        if "flac" in found.members:
-            return encode.sound(found.opened("flac"), start_s, seconds)
-        ending = shards.video_of(found)
-        return encode.sound(found.opened(ending), info.start_s + start_s, seconds) if ending in found.members else None
-    if isinstance(place, Path):
-        return encode.sound(str(place), info.start_s + start_s, seconds) if place.is_file() else None
-    return encode.sound(storage.opened(place), info.start_s + start_s, seconds)
+        return shards.video_of(found), partial(found.opened, shards.video_of(found))
+    return place.suffix.lower().removeprefix(".") or "video", partial(storage.opened, place)
 
 
 def _size(place: Place) -> int:
@@ -537,7 +560,7 @@ def _write_shard(
         file.write(TAR_END)
         digest.update(TAR_END)
         shard |= {"samples": len(lines), "bytes": file.tell(), "sha256": digest.hexdigest()}
-    index = shards.index_place(tar)
+    index = tar.with_suffix(".index")
     index.write_text("".join(f"{line}\n" for line in [json.dumps(shard), *lines]), encoding="utf-8")
     storage.put(tar, out / tar.name)
     storage.put(index, out / index.name)
@@ -634,7 +657,7 @@ def _row(video: Video, place: Place, source: str, packing: Packing) -> Video:
 
 
 def gigabytes(count: float) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e7 else f"{count / 1e6:,.2f} MB"
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
 
 
 def cores() -> int:

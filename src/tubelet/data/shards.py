@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import av
 import numpy
 
-from tubelet.data import decode, storage
+from tubelet.data import decode, pictures, storage
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import natural_sort
 from tubelet.data.storage import Place
@@ -42,10 +42,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 BLOCK = tarfile.BLOCKSIZE
-PICTURES = ("jpg", "jpeg", "png", "webp")
 VIDEOS = ("mp4", "m4v", "mkv", "webm", "mov", "avi", "mpg", "mpeg", "ts", "wmv", "flv", "3gp", "ogv")
-PICTURES_FPS = 30.0
-"""The rate of pictures of others, where none is told."""
 REQUEST = 1 << 20
 """Asking object storage once more takes about as long as so many bytes do."""
 TOGETHER = 32
@@ -146,6 +143,17 @@ def inside(place: Place) -> tuple[Place, str] | None:
     return None
 
 
+def is_place(place: Place) -> bool:
+    """Whether a place is that of a sample; False inside a tar that holds no such key, such as one of folders."""
+    found = inside(place)
+    if found is None:
+        return False
+    try:
+        return index(found[0]).row(found[1]) is not None or index(found[0]).shard != {}
+    except UnreadableVideo:
+        return True  # reading says what is wrong
+
+
 def sample(place: Place) -> Sample:
     """The sample at a place inside a tar.
 
@@ -218,7 +226,7 @@ def probe(place: Place, fps: float | None = None) -> VideoInfo:
         return decode.probe(place, file=partial(found.opened, kind))
     about = found.about
     if not _packed(found):
-        first = _decoded(found, [0])[0]
+        first = next(_decoded(found, [0]))
         rate, count = _rate(found, fps), len(_pictures(found).sizes)
         return VideoInfo(count / rate, rate, count, first.width, first.height, _pictures(found).suffix, 0.0, 0)
     size = {name: int(about[name]) for name in ("frames", "width", "height")}
@@ -307,7 +315,7 @@ def video_of(found: Sample) -> str:
 
 
 def _rate(found: Sample, fps: float | None) -> float:
-    return float(found.about["fps"]) if _packed(found) else fps or PICTURES_FPS
+    return float(found.about["fps"]) if _packed(found) else fps or pictures.FPS
 
 
 def _starts_s(found: Sample, fps: float | None) -> numpy.ndarray:
@@ -326,28 +334,17 @@ def _pictures(found: Sample) -> Pictures:
 
 def _painted(found: Sample, numbers: numpy.ndarray, short_side: int | None) -> numpy.ndarray:
     wanted, rows = numpy.unique(numbers, return_inverse=True)
-    frames = _decoded(found, wanted.tolist())
-    paint = decode._Painter(frames[0], short_side)
-    clip = numpy.empty((len(frames), *paint.shape), dtype=numpy.uint8)  # T H W C
-    for row, frame in enumerate(frames):
-        clip[row] = paint(frame)
-    return clip if len(wanted) == len(numbers) and (rows == numpy.arange(len(rows))).all() else clip[rows]
+    clip = pictures.paint(_decoded(found, wanted.tolist()), len(wanted), short_side)  # T H W C
+    return clip if len(wanted) == len(rows) and (numpy.diff(rows) > 0).all() else clip[rows]
 
 
-def _decoded(found: Sample, numbers: list[int]) -> list[VideoFrame]:
-    suffix = _pictures(found).suffix
-    decoder: Any = av.CodecContext.create({"jpg": "mjpeg", "jpeg": "mjpeg"}.get(suffix, suffix), "r")
-    decoder.thread_count = 1
-    frames: list[VideoFrame] = []
+def _decoded(found: Sample, numbers: list[int]) -> Iterator[VideoFrame]:
+    decoder = pictures.Decoder()
     for number, encoded in zip(numbers, found.encoded(numbers), strict=True):
         try:
-            frames += decoder.decode(av.Packet(encoded))
-        except av.FFmpegError:
-            raise UnreadableVideo(found.place, f"picture {number} cannot be decoded") from None
-    frames += decoder.decode(None)
-    if len(frames) != len(numbers):
-        raise UnreadableVideo(found.place, f"{len(numbers) - len(frames)} of its pictures cannot be decoded")
-    return frames
+            yield decoder(encoded)[0]
+        except ValueError as error:
+            raise UnreadableVideo(found.place, f"picture {number}: {error}") from None
 
 
 def _rows(found: Sample, numbers: numpy.ndarray, short_side: int | None) -> numpy.ndarray:
@@ -360,9 +357,8 @@ def _rows(found: Sample, numbers: numpy.ndarray, short_side: int | None) -> nump
     frames = [numpy.frombuffer(found_bytes, numpy.uint8).reshape(shape) for found_bytes in found.parts(ranges)]
     if short_side is None or short_side >= min(shape[:2]):
         return numpy.stack(frames)  # T H W C
-    pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames]
-    paint = decode._Painter(pictures[0], short_side)
-    return numpy.stack([paint(picture) for picture in pictures])  # T H W C
+    shown = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames)
+    return pictures.paint(shown, len(frames), short_side)  # T H W C
 
 
 # Finding
@@ -436,15 +432,15 @@ def _sample_of_ours(place: Place, tar: Place, offset: int, size: int, json_size:
     """Where everything lies is told by the JSON, which comes first."""
     try:
         about = json.loads(_parts(place, tar, [(offset + BLOCK, json_size)])[0])
-        pictures, files = about.get("pictures"), about["files"]
+        told, files = about.get("pictures"), about["files"]
         members = {"json": (offset + BLOCK, json_size)}
         at = offset + BLOCK + padded(json_size)
         stored = None
-        if pictures is not None:
-            sizes = numpy.array(pictures["bytes"], dtype=numpy.int64)
+        if told is not None:
+            sizes = numpy.array(told["bytes"], dtype=numpy.int64)
             taken = BLOCK + -(-sizes // BLOCK) * BLOCK
             stored = Pictures(
-                pictures["suffix"], at + BLOCK + numpy.cumsum(taken) - taken, sizes, numpy.array(pictures["crc32"])
+                told["suffix"], at + BLOCK + numpy.cumsum(taken) - taken, sizes, numpy.array(told["crc32"])
             )
             at += int(taken.sum())
         for ending, (count, _) in files.items():
@@ -460,7 +456,7 @@ def _sample_of_ours(place: Place, tar: Place, offset: int, size: int, json_size:
 def _sample_of_others(place: Place, tar: Place, offset: int, size: int) -> Sample:
     """The headers of a sample's files are walked through."""
     members: dict[str, tuple[int, int]] = {}
-    pictures: list[tuple[str, int, int]] = []
+    one_by_one: list[tuple[str, int, int]] = []
     try:
         with tarfile.open(fileobj=storage.Window(tar, offset, size), mode="r:") as archive:
             for member in archive:
@@ -468,8 +464,8 @@ def _sample_of_others(place: Place, tar: Place, offset: int, size: int) -> Sampl
                 if not member.isfile() or named is None:
                     continue
                 where = offset + member.offset_data, member.size
-                if named[1].lower().rpartition(".")[2] in PICTURES:
-                    pictures.append((named[1], *where))
+                if f".{named[1].lower().rpartition('.')[2]}" in pictures.SUFFIXES:
+                    one_by_one.append((named[1], *where))
                 else:
                     members[named[1]] = where
     except OSError as error:
@@ -477,8 +473,8 @@ def _sample_of_others(place: Place, tar: Place, offset: int, size: int) -> Sampl
     except tarfile.TarError as error:
         raise UnreadableVideo(place, f"its shard {tar.name} is damaged: {error}") from None
     stored = None
-    if pictures:
-        at = {name: (offset, count) for name, offset, count in pictures}
+    if one_by_one:
+        at = {name: (offset, count) for name, offset, count in one_by_one}
         names = natural_sort(at)
         suffix = names[0].lower().rpartition(".")[2]
         stored = Pictures(suffix, *(numpy.array([at[name][i] for name in names]) for i in (0, 1)))
