@@ -249,20 +249,18 @@ def shard_name(number: int) -> str:
 
 def _units(manifest: Manifest, packing: Packing) -> tuple[list[Unit], list[int]]:
     """The samples to make, and the number of the one that each row is in."""
-    firsts: dict[Any, int] = {}
-    rows: list[list[int]] = []
-    unit_of_row = []
+    shared = packing.format == "original"
+    members: dict[Any, list[int]] = {}
     for row, video in enumerate(manifest):
-        number = firsts.setdefault(video.path if packing.format == "original" else row, len(rows))
-        rows[number:] = [[*rows[number], row]] if number < len(rows) else [[row]]
-        unit_of_row.append(number)
+        members.setdefault(video.path if shared else row, []).append(row)
     units = []
-    for number, mine in enumerate(rows):
+    for number, mine in enumerate(members.values()):
         labels = {manifest.labels[row] for row in mine}
         one = len(labels) == 1  # a file with spans of several classes has none of its own
         video = manifest[mine[0]]
         units.append(Unit(number, video, video.label if one else None, labels.pop() if one else -1))
-    return units, unit_of_row
+    numbers = {key: number for number, key in enumerate(members)}
+    return units, [numbers[video.path if shared else row] for row, video in enumerate(manifest)]
 
 
 def _plan(manifest: Manifest, packing: Packing, videos: int) -> dict[str, Any]:
