@@ -148,7 +148,7 @@ def video(frames: Frames, sound: Sound | None, quality: int, gop: int, fps: floa
     with av.open(str(path), "w", format="mp4", options=options) as container:
         stream: Any = container.add_stream(
             "libx264", rate=Fraction(fps).limit_denominator(60_000),
-            # x264's assembly for macroblock trees reads memory that was never set: about one file in fifty came out other.
+            # With macroblock trees, which use assembly, a few files in a hundred came out other than the time before.
             options={"crf": str(quality), "g": str(gop), "bf": "0", "preset": "veryfast", "tune": "fastdecode",
                      "mbtree": "0"},
         )  # fmt: skip

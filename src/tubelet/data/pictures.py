@@ -27,7 +27,7 @@ import numpy
 from av.video.reformatter import VideoReformatter
 
 from tubelet.data import storage
-from tubelet.data.info import UnreadableVideo, VideoInfo, shrunk
+from tubelet.data.info import PICTURES_FPS, UnreadableVideo, VideoInfo, shrunk
 from tubelet.data.listing import natural_sort
 from tubelet.data.storage import Place
 from tubelet.registry import nearest
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz"}
-FPS = 30.0
-"""The rate where none is known."""
 CODECS = {b"\xff\xd8\xff": "mjpeg", b"\x89PN": "png", b"RIF": "webp"}
 """By what a file begins with, whatever its name."""
 NUMBERED = re.compile(r"(.*?)\d+(\.\w+)")
@@ -64,7 +62,7 @@ def probe(place: Place, fps: float | None = None) -> VideoInfo:
     """
     found = series(place)
     ((picture, codec),) = _decoded(place, found, [0])
-    count, rate = len(found.names), fps or FPS
+    count, rate = len(found.names), fps or PICTURES_FPS
     return VideoInfo(count / rate, rate, count, picture.width, picture.height, codec, start_s=0.0, rotation=0)
 
 
@@ -76,9 +74,8 @@ def read(
     Raises:
         UnreadableVideo: there are none, one of those asked for is damaged, or their sizes differ.
     """
-    found, rate = series(place), fps or FPS
-    mercy_s = min(1e-4, 0.05 / rate)  # for times that were rounded, as in `decode.py`
-    numbers = numpy.floor((times_s + mercy_s) * rate).clip(0, len(found.names) - 1).astype(int)
+    found, rate = series(place), fps or PICTURES_FPS
+    numbers = numpy.floor((times_s + _mercy_s(rate)) * rate).clip(0, len(found.names) - 1).astype(int)
     wanted, rows = numpy.unique(numbers, return_inverse=True)
     clip = paint((picture for picture, _ in _decoded(place, found, wanted)), len(wanted), short_side)  # T H W C
     return clip if len(wanted) == len(rows) and (numpy.diff(rows) > 0).all() else clip[rows]
@@ -119,12 +116,18 @@ def frames(
     short_side: int | None = None,
     fps: float | None = None,
 ) -> Iterator[tuple[float, numpy.ndarray]]:
-    """Every picture that is on display between two times, one at a time. See `tubelet.data.read.frames`."""
-    found, rate = series(place), fps or FPS
-    mercy_s = min(1e-4, 0.05 / rate)
+    """Every picture that is on display between two times, one at a time.
+
+    Yields:
+        The earliest time at which `read` answers the picture, and the picture itself: H W C uint8, RGB.
+
+    Raises:
+        UnreadableVideo: there are none, one of them is damaged, or their sizes differ.
+    """
+    found, rate = series(place), fps or PICTURES_FPS
+    mercy_s = _mercy_s(rate)
     first, last = (int(min((second + mercy_s) * rate, len(found.names) - 1)) for second in (start_s, end_s))
-    for number in range(first, last + 1):
-        picture, _ = next(_decoded(place, found, [number]))
+    for number, (picture, _) in enumerate(_decoded(place, found, range(first, last + 1)), start=first):
         yield number / rate - mercy_s, paint([picture], 1, short_side)[0]
 
 
@@ -292,6 +295,11 @@ class Zip(Tar):
         return found
 
 
+def _mercy_s(fps: float) -> float:
+    """By how much a time, having been rounded, may fall short of the picture it is meant to show; as for videos."""
+    return min(1e-4, 0.05 / fps)
+
+
 def _in_order(place: Place, names: Iterable[str]) -> list[str]:
     """The pictures among file names, naturally sorted.
 
@@ -353,7 +361,7 @@ def _tarred(file: BinaryIO) -> Iterator[tuple[str, tuple[int, ...]]]:
 def _zipped(file: BinaryIO) -> Iterator[tuple[str, tuple[int, ...]]]:
     with zipfile.ZipFile(file) as archive:
         listed = sorted(archive.infolist(), key=lambda member: member.header_offset)
-        ends = [*(member.header_offset for member in listed[1:]), archive.start_dir]
+        ends = [*(member.header_offset for member in listed), archive.start_dir][1:]
         for member, end in zip(listed, ends, strict=True):
             method = LOCKED if member.flag_bits & 1 else member.compress_type
             start = member.header_offset

@@ -123,6 +123,13 @@ def frames(
             yield from decode.frames(where, start_s, end_s, short_side, _file(where))
 
 
+def is_file(place: str | Path | Url) -> bool:
+    """Whether a place is a video file, here or at a URL, for readers of nothing else: not pictures, no sample."""
+    where = storage.place(place)
+    with _told(where):
+        return not (shards.is_place(where) or pictures.is_place(where))
+
+
 def _file(where: Place) -> Callable[[], BinaryIO] | None:
     """What opens the bytes of a URL; FFmpeg opens a file of this machine itself."""
     return partial(storage.opened, where) if isinstance(where, Url) else None

@@ -33,7 +33,7 @@ import av
 import numpy
 
 from tubelet.data import decode, pictures, storage
-from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.info import PICTURES_FPS, UnreadableVideo, VideoInfo
 from tubelet.data.listing import natural_sort
 from tubelet.data.storage import Place
 
@@ -315,7 +315,7 @@ def video_of(found: Sample) -> str:
 
 
 def _rate(found: Sample, fps: float | None) -> float:
-    return float(found.about["fps"]) if _packed(found) else fps or pictures.FPS
+    return float(found.about["fps"]) if _packed(found) else fps or PICTURES_FPS
 
 
 def _starts_s(found: Sample, fps: float | None) -> numpy.ndarray:
