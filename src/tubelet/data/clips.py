@@ -330,8 +330,7 @@ class Clips:
 
 def _span(video: Video, info: VideoInfo) -> tuple[float, float]:
     """Start and duration of the part of the file that a row means; it starts with a whole frame."""
-    first = math.floor((video.start_s or 0.0) * info.fps + 1e-6) / info.fps
-    end = info.duration_s if video.end_s is None else min(video.end_s, info.duration_s)
-    if end <= first:
-        raise UnreadableVideo(video.path, f"a span from {first:g} s, but it ends at {end:g} s")
-    return first, end - first
+    first, duration_s = sample.span(video.start_s, video.end_s, info.duration_s, info.fps)
+    if duration_s <= 0:
+        raise UnreadableVideo(video.path, f"a span from {first:g} s, but it ends at {first + duration_s:g} s")
+    return first, duration_s
