@@ -270,11 +270,13 @@ class Clips:
 
     def _sound(self, video: Video, info: VideoInfo, times_s: numpy.ndarray) -> Tensor | None:
         """The sound from when the first frame of a clip is shown, of the length of all clips; None = there is none."""
-        if not read.is_file(video.path):
+        whole = read.is_file(video.path)
+        file = None if whole else read.sound(video.path)
+        if file is None and not whole:
             return None
         first_s = float(times_s[0]) - 0.5 / info.fps  # times are the middles of frames
         seconds = self.samples / self.audio_rate
-        return audio.waveform(video.path, first_s, seconds, self.audio_rate, origin_s=info.start_s)
+        return audio.waveform(video.path, first_s, seconds, self.audio_rate, origin_s=info.start_s, file=file)
 
     def caption(self, row: int) -> str:
         """The words of a row; none where it has none."""

@@ -22,7 +22,7 @@ import json
 import math
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -288,6 +288,17 @@ def frames(
         some = starts_s[row : min(row + TOGETHER, last)]
         for from_s, frame in zip(some - mercy_s, read(place, some, short_side, fps), strict=True):
             yield float(from_s), frame
+
+
+def sound(place: Place) -> Callable[[], BinaryIO] | None:
+    """What opens the file with the sound of a sample: its FLAC, or else its video; None where it has neither.
+
+    Raises:
+        UnreadableVideo: what `sample` raises.
+    """
+    found = sample(place)
+    endings = [name for name in found.members if name.lower().rpartition(".")[2] in ("flac", *VIDEOS)]
+    return partial(found.opened, "flac" if "flac" in endings else endings[0]) if endings else None
 
 
 def mercy(fps: float) -> float:
