@@ -231,6 +231,8 @@ def test_samples_of_shards_give_frames_and_sound_of_the_source(tmp_path, form):
     source = Manifest([Video(sounding), Video(silent)], source=tmp_path / "clips.csv")
     write_manifest(tmp_path / "clips.csv", source)
     packed = read_manifest(pack(source, tmp_path / form, Packing(format=form, short_side=0), workers=0).manifest)
+    with pytest.raises(UnreadableVideo, match=r"as shard(-000000)?\.tar/KEY"):
+        read.probe(packed[0].path.parent)
     shape = {"frames": 4, "stride": 4, "reference_fps": 30.0, "size": 48, "audio_rate": 8000}
     for row, (before, after) in enumerate(zip(source, packed, strict=True)):
         assert not read.is_file(after.path)
