@@ -11,7 +11,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from tubelet import draws, registry
-from tubelet.data import audio, read, sample, torchcodec, transform
+from tubelet.data import audio, read, sample, shards, torchcodec, transform
 from tubelet.data.augment import RandAugment
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Manifest, Video
@@ -270,11 +270,12 @@ class Clips:
 
     def _sound(self, video: Video, info: VideoInfo, times_s: numpy.ndarray) -> Tensor | None:
         """The sound from when the first frame of a clip is shown, of the length of all clips; None = there is none."""
-        if not read.is_file(video.path):
+        file = shards.sound(video.path) if shards.is_place(video.path) else None
+        if file is None and not read.is_file(video.path):
             return None
         first_s = float(times_s[0]) - 0.5 / info.fps  # times are the middles of frames
         seconds = self.samples / self.audio_rate
-        return audio.waveform(video.path, first_s, seconds, self.audio_rate, origin_s=info.start_s)
+        return audio.waveform(video.path, first_s, seconds, self.audio_rate, origin_s=info.start_s, file=file)
 
     def caption(self, row: int) -> str:
         """The words of a row; none where it has none."""

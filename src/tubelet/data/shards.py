@@ -22,7 +22,7 @@ import json
 import math
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -288,6 +288,13 @@ def frames(
         some = starts_s[row : min(row + TOGETHER, last)]
         for from_s, frame in zip(some - mercy_s, read(place, some, short_side, fps), strict=True):
             yield float(from_s), frame
+
+
+def sound(place: Place) -> Callable[[], BinaryIO] | None:
+    """What opens the file with the sound of a sample, on the clock of its frames; None where there is none for sure."""
+    found = sample(place)
+    ending = "flac" if "tubelet" in found.about and "flac" in found.members else video_of(found)
+    return partial(found.opened, ending) if ending in found.members and ending != "npy" else None
 
 
 def mercy(fps: float) -> float:
