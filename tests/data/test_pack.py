@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy
 import pytest
-from videos import make_sound, make_video, numbers
 
 from tubelet.data import pack as packing_module
 from tubelet.data import read, shards, storage
@@ -22,6 +21,7 @@ from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest, Video, divide, read_manifest, write_manifest
 from tubelet.data.pack import Packing, pack, verify
 from tubelet.types import TubeletError
+from videos import make_video, numbers, painted
 
 UNEVEN = [0.0, 0.03, 0.07, 0.3, 0.31, 0.5, 0.9, 1.0]
 
@@ -36,9 +36,10 @@ def source(tmp_path_factory) -> Path:
     make_video(folder / "uneven.mkv", len(UNEVEN), times_s=UNEVEN, b_frames=0)
     make_video(folder / "slow.avi", 20, fps=10, codec="mpeg4", b_frames=0)
     (folder / "broken.mp4").write_bytes(b"\0" * 100)
+    words = [{"caption": "a plain one", "note": "x"}, {"caption": "", "note": "y, z"}]
     videos = [
-        Video(folder / "plain.mp4", label="b", split="train", group="g1", extra={"caption": "a plain one", "note": "x"}),
-        Video(folder / "sound.mp4", label="a", split="test", extra={"caption": "", "note": "y, z"}),
+        Video(folder / "plain.mp4", label="b", split="train", group="g1", extra=words[0]),
+        Video(folder / "sound.mp4", label="a", split="test", extra=words[1]),
         Video(folder / "broken.mp4", label="a"),
         Video(folder / "turned.mp4", label="b"),
         Video(folder / "uneven.mkv"),
@@ -105,8 +106,8 @@ def test_original_keeps_the_bytes_and_the_spans(source, tmp_path):
 
 @pytest.mark.parametrize("form", ["raw", "jpeg"])
 def test_training_draws_the_same_clips(source, tmp_path, form):
-    rows = [row for row, video in enumerate(read_manifest(source)) if video.path.name not in ("broken.mp4", "turned.mp4")]
-    whole = read_manifest(source).take(rows)
+    whole = read_manifest(source)
+    whole = whole.take([row for row, v in enumerate(whole) if v.path.name not in ("broken.mp4", "turned.mp4")])
     write_manifest(source.with_name(f"{form}.csv"), whole)
     copies = packed(source.with_name(f"{form}.csv"), tmp_path / "out", format=form)
     shape = {"frames": 4, "stride": 2, "size": 48, "scale": (0.9, 1.0), "repeats": 2, "seed": 3}
@@ -114,7 +115,7 @@ def test_training_draws_the_same_clips(source, tmp_path, form):
     assert (theirs.labels == ours.labels).all()
     for row in range(len(whole)):
         for a, b in zip(theirs[row].clips, ours[row].clips, strict=True):
-            difference = (a[0].int() - b[0].int()).abs()
+            difference = (a[0].square(48).int() - b[0].square(48).int()).abs()
             assert difference.max() == 0 if form == "raw" else difference.float().mean() < 6
 
 
@@ -135,9 +136,11 @@ def test_all_that_was_known_is_kept(source, tmp_path):
 
 
 def test_spans_of_one_file_stay_together(source, tmp_path):
-    rest, share = divide(packed(source, tmp_path / "out"), 0.4, 0)
-    assert not {v.extra["source"] for v in rest} & {v.extra["source"] for v in share if v.group != "g1"} - {"plain.mp4"}
-    assert {v.group for v in rest}.isdisjoint({v.group for v in share})
+    whole = read_manifest(source)
+    whole = whole.take([row for row, video in enumerate(whole) if video.path.name != "broken.mp4"])
+    theirs, ours = divide(whole, 0.4, 0), divide(packed(source, tmp_path / "out"), 0.4, 0)
+    for a, b in zip(theirs, ours, strict=True):
+        assert [v.path.name for v in a] == [v.extra["source"] for v in b]
 
 
 def test_what_cannot_be_read_is_left_out_and_listed(source, tmp_path):
@@ -220,8 +223,7 @@ def test_sound_is_kept_on_the_clock_of_the_frames(tmp_path):
     assert numpy.abs(span - there[8000 : 8000 + len(span)]).max() < 0.02  # the codec starts anew there
     (as_video, _) = packed(tmp_path / "a.csv", tmp_path / "video", format="video")
     again = _samples(shards.sample(as_video.path).read("mp4"), tmp_path)
-    shift = numpy.argmax(numpy.correlate(again[2000:6000], there[3000:5000], "valid"))
-    assert abs(int(shift) - 1000) <= 1 or numpy.corrcoef(again[3000:5000], there[3000:5000])[0, 1] > 0.98
+    assert numpy.corrcoef(again[3000:5000], there[3000:5000])[0, 1] > 0.999
 
 
 def test_refusals_name_what_is_in_the_way(source, tmp_path):
@@ -250,7 +252,7 @@ def test_a_full_disk_is_said_and_what_is_finished_stays(source, tmp_path, monkey
         return encode(unit, *rest) if unit.number < 4 else packing_module.Made(no_space=28)
 
     monkeypatch.setattr(packing_module, "_make", full)
-    with pytest.raises(TubeletError, match=r"No space left on device; 1 of 3 shards are finished, and the same command"):
+    with pytest.raises(TubeletError, match=r"No space left on device; 1 of 3 shards are finished"):
         packed(source, tmp_path / "out")
     monkeypatch.undo()
     packed(source, tmp_path / "out")
@@ -294,6 +296,7 @@ def test_verify_names_the_damaged_samples(source, tmp_path):
 
 
 def test_shards_on_object_storage_read_as_those_on_disk(source, tmp_path):
+    pytest.importorskip("fsspec")
     out = storage.place(f"memory://{tmp_path.name}/packed")
     pack(read_manifest(source), out, Packing(per_shard=3), 0)
     remote, local = read_manifest(out / "clips.csv"), packed(source, tmp_path / "out")
@@ -322,6 +325,24 @@ def test_other_tools_find_the_convention(source, tmp_path):
                 assert (member.mtime, member.uid, member.uname) == (0, 0, "")
     assert keys == [f"{number:08d}" for number in range(8) if number != 2]
     assert {"json", "000000.jpg", "flac", "cls", "txt"} <= endings
+
+
+def test_pictures_without_a_clock_are_packed_at_the_rate_of_their_row(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "clip").mkdir()
+    for number in range(12):
+        image.fromarray(painted(number)).save(tmp_path / "clip" / f"{number}.png")
+    rows = [Video(tmp_path / "clip", fps=10), Video(tmp_path / "clip", 0.5, fps=10)]
+    write_manifest(tmp_path / "a.csv", Manifest(rows))
+    for form in ("jpeg", "raw", "original"):
+        whole, span = packed(tmp_path / "a.csv", tmp_path / form, format=form)
+        info = read.probe(whole.path, whole.fps)
+        assert (info.duration_s, info.fps) == (1.2, 10)
+        times_s = numpy.arange(12) / 10
+        assert numbers(read.read(whole.path, times_s, fps=whole.fps)) == list(range(12))
+        assert numbers(read.read(span.path, times_s[:7] + (span.start_s or 0), fps=span.fps)) == list(range(5, 12))
+    first = shards.sample(read_manifest(tmp_path / "original" / "clips.csv")[0].path).encoded([0])[0]
+    assert first == (tmp_path / "clip" / "0.png").read_bytes()
 
 
 def test_a_pack_can_be_packed_again(source, tmp_path):

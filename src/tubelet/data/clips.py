@@ -11,7 +11,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from tubelet import draws, registry
-from tubelet.data import audio, read, sample, torchcodec, transform
+from tubelet.data import audio, read, sample, shards, torchcodec, transform
 from tubelet.data.augment import RandAugment
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Manifest, Video
@@ -270,9 +270,8 @@ class Clips:
 
     def _sound(self, video: Video, info: VideoInfo, times_s: numpy.ndarray) -> Tensor | None:
         """The sound from when the first frame of a clip is shown, of the length of all clips; None = there is none."""
-        whole = read.is_file(video.path)
-        file = None if whole else read.sound(video.path)
-        if file is None and not whole:
+        file = shards.sound(video.path) if shards.is_place(video.path) else None
+        if file is None and not read.is_file(video.path):
             return None
         first_s = float(times_s[0]) - 0.5 / info.fps  # times are the middles of frames
         seconds = self.samples / self.audio_rate

@@ -39,7 +39,7 @@ GAP_S = 0.01
 """Stamps of sound that stray no further from counted samples are rounding; more is a gap or an overlap."""
 
 
-class Piece(NamedTuple):
+class OnDisk(NamedTuple):
     """Bytes of a shard that lie in a file: so many from its beginning."""
 
     path: Path
@@ -55,7 +55,7 @@ class Encoded:
     starts_s: list[float] = field(default_factory=list)
     height: int = 0
     width: int = 0
-    pieces: list[bytes | Piece] = field(default_factory=list)
+    pieces: list[bytes | OnDisk] = field(default_factory=list)
     pictures: dict[str, Any] | None = None
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Ending -> (bytes, CRC-32)."""
@@ -72,7 +72,7 @@ class Encoded:
             while block := file.read(1 << 20):
                 checksum = zlib.crc32(block, checksum)
         self.files[ending] = size, checksum
-        self.pieces += [header(f"{key}.{ending}", size) + head, Piece(path, size - len(head)), padding(size)]
+        self.pieces += [header(f"{key}.{ending}", size) + head, OnDisk(path, size - len(head)), padding(size)]
 
     def noted(self, frames: Frames) -> Iterator[tuple[float, numpy.ndarray]]:
         """The frames, whose times and size are noted as they pass."""
@@ -133,7 +133,7 @@ def stored(contents: Iterable[bytes], suffix: str, key: str, path: Path) -> Enco
             file.write(member(f"{key}.{number:06d}.{suffix}", content))
             sizes.append(len(content))
             checksums.append(zlib.crc32(content))
-        result.pieces.append(Piece(path, file.tell()))
+        result.pieces.append(OnDisk(path, file.tell()))
     result.pictures = {"suffix": suffix, "bytes": sizes, "crc32": checksums}
     return result
 

@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 try:
     import fcntl
@@ -34,7 +34,7 @@ from rich.progress import Progress
 
 from tubelet import log
 from tubelet.data import encode, pictures, read, sample, shards, storage
-from tubelet.data.encode import Piece
+from tubelet.data.encode import OnDisk
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.inspect import write_unreadable
 from tubelet.data.listing import Manifest, Video, write_manifest, written
@@ -131,7 +131,7 @@ class Unit:
 class Made:
     """What a worker made of a unit."""
 
-    pieces: list[bytes | Piece] = field(default_factory=list)
+    pieces: list[bytes | OnDisk] = field(default_factory=list)
     json_size: int = 0
     seconds: float = 0.0
     source_bytes: float = 0.0
@@ -480,35 +480,36 @@ def _frames(video: Video, info: VideoInfo, start_s: float, end_s: float, packing
 
 def _sound(place: Place, info: VideoInfo, start_s: float, seconds: float) -> encode.Sound | None:
     """The sound of a span, from its first frame on."""
-    if pictures.is_place(place):
-        return None
-    if shards.is_place(place) and "flac" in (found := shards.sample(place)).members:
-        return encode.sound(found.opened("flac"), start_s, seconds)
-    return encode.sound(_file(place)[1](), info.start_s + start_s, seconds)
+    if shards.is_place(place):
+        opened = shards.sound(place)
+    else:
+        opened = None if pictures.is_place(place) else partial(storage.opened, place)
+    return None if opened is None else encode.sound(opened(), info.start_s + start_s, seconds)
 
 
 def _original(place: Place, key: str, folder: Path) -> encode.Encoded:
     """The bytes of a video as they are; those that lie elsewhere are fetched into `folder`."""
-    if pictures.is_place(place):
+    if isinstance(place, Path) and place.is_file() and not pictures.is_place(place):
+        return encode.original(key, place.suffix.lower().removeprefix(".") or "video", place)
+    path = folder / f"{key}.original"
+    if shards.is_place(place):
+        sample_there = shards.sample(place)
+        ending = shards.video_of(sample_there)
+        if ending == "pictures":
+            stored = sample_there.pictures
+            assert stored is not None
+            contents = (sample_there.encoded([number])[0] for number in range(len(stored.sizes)))
+            return encode.stored(contents, stored.suffix, key, path)
+        opened = partial(sample_there.opened, ending)
+    elif pictures.is_place(place):
         found = pictures.series(place)
         suffix = found.names[0].rpartition(".")[2].lower()
-        contents = (found.encoded(number) for number in range(len(found.names)))
-        return encode.stored(contents, suffix, key, folder / f"{key}.frames")
-    ending, opened = _file(place)
-    path = place
-    if not isinstance(path, Path) or not path.is_file():
-        path = folder / f"{key}.original"
-        with opened() as file, path.open("wb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
+        return encode.stored((found.encoded(number) for number in range(len(found.names))), suffix, key, path)
+    else:
+        ending, opened = place.suffix.lower().removeprefix(".") or "video", partial(storage.opened, place)
+    with opened() as file, path.open("wb") as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
     return encode.original(key, ending, path)
-
-
-def _file(place: Place) -> tuple[str, Callable[[], BinaryIO]]:
-    """The ending of a video file, and what opens it."""
-    if shards.is_place(place):
-        found = shards.sample(place)
-        return shards.video_of(found), partial(found.opened, shards.video_of(found))
-    return place.suffix.lower().removeprefix(".") or "video", partial(storage.opened, place)
 
 
 def _size(place: Place) -> int:
@@ -564,7 +565,7 @@ def _write_shard(
     storage.put(index, out / index.name)
 
 
-def _blocks(pieces: list[bytes | Piece], folder: Path) -> Iterator[bytes]:
+def _blocks(pieces: list[bytes | OnDisk], folder: Path) -> Iterator[bytes]:
     """The bytes of a sample; files that were made for it are removed."""
     for piece in pieces:
         if isinstance(piece, bytes):

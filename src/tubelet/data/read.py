@@ -130,17 +130,6 @@ def is_file(place: str | Path | Url) -> bool:
         return not (shards.is_place(where) or pictures.is_place(where))
 
 
-def sound(place: str | Path | Url) -> Callable[[], BinaryIO] | None:
-    """What opens the file with the sound of a place that `is_file` says is none; None where it has no sound.
-
-    Raises:
-        UnreadableVideo: it cannot be read.
-    """
-    where = storage.place(place)
-    with _told(where):
-        return shards.sound(where) if shards.is_place(where) else None
-
-
 def _file(where: Place) -> Callable[[], BinaryIO] | None:
     """What opens the bytes of a URL; FFmpeg opens a file of this machine itself."""
     return partial(storage.opened, where) if isinstance(where, Url) else None

@@ -291,14 +291,10 @@ def frames(
 
 
 def sound(place: Place) -> Callable[[], BinaryIO] | None:
-    """What opens the file with the sound of a sample: its FLAC, or else its video; None where it has neither.
-
-    Raises:
-        UnreadableVideo: what `sample` raises.
-    """
+    """What opens the file with the sound of a sample, on the clock of its frames; None where there is none for sure."""
     found = sample(place)
-    endings = [name for name in found.members if name.lower().rpartition(".")[2] in ("flac", *VIDEOS)]
-    return partial(found.opened, "flac" if "flac" in endings else endings[0]) if endings else None
+    ending = "flac" if "tubelet" in found.about and "flac" in found.members else video_of(found)
+    return partial(found.opened, ending) if ending in found.members and ending != "npy" else None
 
 
 def mercy(fps: float) -> float:
