@@ -207,7 +207,8 @@ def bad(folder: Path) -> dict[str, tuple[Path, str]]:
     copy("zero", "2.jpg: the file is empty", **{"2_jpg": b""})
     copy("words", "2.jpg: not a JPEG, PNG or WebP picture", **{"2_jpg": b"<html>" * 20})
     copy("odd", "2.jpg: it has 64 x 56 pixels and others 64 x 48", **{"2_jpg": file_of(2, size=(56, 64))})
-    copy("flow", "several series", **{"flow_1_jpg": one, "flow_2_jpg": one})
+    several = "several series, *.jpg and flow_*.jpg: give each a folder of its own"
+    copy("flow", several, **{"flow_1_jpg": one, "flow_2_jpg": one})
     for name in ("flow.1.jpg", "flow.2.jpg"):
         (folder / "flow" / name).rename(folder / "flow" / name.replace("flow.", "flow_"))
 

@@ -24,6 +24,7 @@ from tubelet import log
 from tubelet.data import read
 from tubelet.data.listing import Manifest, Video, natural_sort, read_manifest
 from tubelet.data.read import UnreadableVideo, VideoInfo
+from tubelet.data.storage import Place
 from tubelet.types import TubeletError
 
 VIDEO_SUFFIXES = {
@@ -126,7 +127,7 @@ def scan(folder: str | Path, workers: int | None = None) -> Scan:
     )
 
 
-def write_unreadable(path: str | Path, unreadable: Sequence[tuple[Path, str]]) -> None:
+def write_unreadable(path: str | Path, unreadable: Sequence[tuple[Place, str]]) -> None:
     """Writes the quarantine list, a CSV of path and reason; whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
