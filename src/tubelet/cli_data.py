@@ -92,7 +92,7 @@ def data_import(args: Namespace, _: list[str]) -> None:
     "data pack", "tubelet data pack clips.csv packed/",
     argument("manifest", nargs="?", help="the videos to pack: a manifest or a `path label` list"),
     argument("out", nargs="?", help="folder to write, here or on object storage (s3://bucket/packed)"),
-    signature("tubelet.data.pack", "Packing"),
+    signature("tubelet.data.packing", "Packing"),
     argument("--workers", type=whole, help="processes (default: one per core)"),
     argument("--limit-s", type=number, default=600.0,
              help="give a video up after so many seconds (default: 600; in proportion more for files over 100 MB)"),

@@ -98,7 +98,7 @@ def test_original_keeps_the_bytes_and_the_spans(source, tmp_path):
     for video, copy in zip(readable(source), copies, strict=True):
         assert (copy.start_s, copy.end_s) == (video.start_s, video.end_s)
         found = shards.sample(copy.path)
-        assert found.read(video.path.suffix[1:]) == video.path.read_bytes()
+        assert found.read(video.path.suffix[1:]) == Path(video.path).read_bytes()
         times_s, start_s = times_of(video)
         assert (read.read(copy.path, start_s + times_s) == read.read(video.path, start_s + times_s)).all()
     assert copies[0].path == copies[-1].path, "one file is stored once"
@@ -183,8 +183,8 @@ def test_finished_shards_are_not_made_again(source, tmp_path, monkeypatch):
     packed(source, tmp_path / "out")
     (tmp_path / "out" / "shard-000001.index").unlink()
     made = []
-    encode = packing_module._make
-    monkeypatch.setattr(packing_module, "_make", lambda unit, *rest: made.append(unit.number) or encode(unit, *rest))
+    encode = packing_module.make
+    monkeypatch.setattr(packing_module, "make", lambda unit, *rest: made.append(unit.number) or encode(unit, *rest))
     packed(source, tmp_path / "out")
     assert made == [3, 4, 5]
 
@@ -242,16 +242,16 @@ def test_refusals_name_what_is_in_the_way(source, tmp_path):
         ({"format": "original", "fps": 5}, "keeps the bytes"), ({"per_shard": 0}, "--per-shard must be at least 1"),
     ):  # fmt: skip
         with pytest.raises(TubeletError, match=words):
-            Packing(**options)
+            Packing(**options)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_full_disk_is_said_and_what_is_finished_stays(source, tmp_path, monkeypatch):
-    encode = packing_module._make
+    encode = packing_module.make
 
     def full(unit, *rest):
         return encode(unit, *rest) if unit.number < 4 else packing_module.Made(no_space=28)
 
-    monkeypatch.setattr(packing_module, "_make", full)
+    monkeypatch.setattr(packing_module, "make", full)
     with pytest.raises(TubeletError, match=r"No space left on device; 1 of 3 shards are finished"):
         packed(source, tmp_path / "out")
     monkeypatch.undo()
@@ -283,12 +283,14 @@ def test_verify_names_the_damaged_samples(source, tmp_path):
     assert verify(tmp_path / "out", 0) == (7, [])
     tar = tmp_path / "out" / "shard-000000.tar"
     content = bytearray(tar.read_bytes())
-    content[shards.sample(copies[1].path).pictures.offsets[3] + 50] ^= 1
+    stored = shards.sample(copies[1].path).pictures
+    assert stored is not None
+    content[stored.offsets[3] + 50] ^= 1
     tar.write_bytes(content)
     (tmp_path / "out" / "shard-000002.tar").unlink()
     whole, damaged = verify(tmp_path / "out", 2)
     assert whole == 4
-    assert [str(place.relative_to(tmp_path / "out")) for place, _ in damaged] == [
+    assert [str(Path(place).relative_to(tmp_path / "out")) for place, _ in damaged] == [
         "shard-000000.tar/00000001", "shard-000002.tar"
     ]  # fmt: skip
     with pytest.raises(TubeletError, match="no pack in"):
@@ -321,7 +323,9 @@ def test_other_tools_find_the_convention(source, tmp_path):
                 keys += [] if keys and keys[-1] == key else [key]
                 endings.add(ending)
                 if ending == "json":
-                    assert json.load(archive.extractfile(member))["tubelet"] == 1
+                    told = archive.extractfile(member)
+                    assert told is not None
+                    assert json.load(told)["tubelet"] == 1
                 assert (member.mtime, member.uid, member.uname) == (0, 0, "")
     assert keys == [f"{number:08d}" for number in range(8) if number != 2]
     assert {"json", "000000.jpg", "flac", "cls", "txt"} <= endings

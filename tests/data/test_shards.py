@@ -85,7 +85,7 @@ def test_pictures_of_other_tools_are_in_natural_order_at_a_rate_that_is_told(pac
 
 def test_a_lost_index_is_made_up_for(packed):
     before = read.read(packed / "00000002", middles(12))
-    shards.index_place(packed).unlink()
+    Path(shards.index_place(packed)).unlink()
     shards._index.cache_clear()
     shards._sample.cache_clear()
     assert shards.keys(packed) == ["00000000", "00000001", "00000002"]
@@ -151,7 +151,7 @@ def test_a_shard_cut_short_and_a_torn_index_are_said(packed):
     with pytest.raises(UnreadableVideo, match=r"it is not whole: .* bytes, and .* by its index"):
         read.probe(packed / "00000000")
     packed.write_bytes(whole)
-    index = shards.index_place(packed)
+    index = Path(shards.index_place(packed))
     lines = index.read_text().splitlines()
     for text in ("\n".join(lines[:-1]), "{}\n", "", json.dumps({"tubelet": 99, "samples": 0})):
         index.write_text(text)
