@@ -162,7 +162,7 @@ class _Player:
 
     def play(self, times_s: Iterable[float]) -> Iterator[_Shown]:
         """The pictures on display at `times_s`, which rise."""
-        moments = deque(self.origin + max(0.0, time_s) / self.tick_s + self.mercy for time_s in times_s)
+        moments = deque(self.origin + time_s / self.tick_s + self.mercy for time_s in times_s)
         at_the_start = True
         while moments:
             try:
