@@ -265,6 +265,27 @@ def test_bytes_from_elsewhere(tmp_path):
     assert all(window.closed for window in files)
 
 
+def test_what_was_left_out_in_a_file_that_proves_damaged_is_decoded_after_all(tmp_path):
+    path = film(tmp_path / "a.mp4", {"g": "250", "bf": "3", **X264})
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 1500] = bytes(1500)
+    path.write_bytes(data)
+    files: list[io.BytesIO] = []
+
+    def file() -> Any:
+        files.append(io.BytesIO(data))
+        return files[-1]
+
+    times_s = numpy.arange(0, 1.8, 0.1)
+    clip = decode.read(PACKETS, times_s, file=file)
+    twin = Through(path)
+    paint = decode._Painter(twin.pictures[0], None)
+    assert all((p == paint(twin.pictures[twin.row(t)])).all() for t, p in zip(times_s, clip, strict=True))
+    assert len(files) == 2
+    assert all(source.closed for source in files)
+
+
 class Broken(io.BytesIO):
     def read(self, count: int | None = -1) -> bytes:
         if self.tell() > 40_000:
