@@ -189,15 +189,19 @@ class _Player:
         self._close()
 
     def play(self, times_s: Iterable[float]) -> Iterator[_Shown]:
-        """The pictures on display at `times_s`, which rise."""
-        moments = deque(self.origin + max(0.0, time_s) / self.tick_s + self.mercy for time_s in times_s)
+        """The pictures on display at `times_s`, which rise. Once: a player does not go back.
+
+        It falls into runs. One is decoded in a go up to its last picture and no further, which the decoder is then
+        made to give out; from there one jumps to a key frame before the next. When leaving out pictures proves to
+        have been a mistake, what is not yet answered is done over with every picture decoded.
+        """
+        moments = deque(self.origin + time_s / self.tick_s + self.mercy for time_s in times_s)
         at_the_start = True
         while moments:
             try:
                 run = self._until_a_jump(moments)
                 if not at_the_start or self._is_far(self.origin, run[0]):
-                    jumped = self._jump(run)
-                    run = run if jumped else list(moments)
+                    run = run if self._jump(run) else list(moments)
                 self.packets.want(run)
                 for moment in run:
                     self._go_to(moment)
@@ -206,6 +210,7 @@ class _Player:
                 at_the_start = False
             except Doubt:
                 self.trusting, at_the_start = False, True
+                self._close()
                 self._rewind()
 
     def play_all(self, from_s: float) -> Iterator[_Shown]:
@@ -358,13 +363,11 @@ class _Player:
 
     def _last_packet_end(self) -> float:
         end = self.origin
-        try:
+        with suppress(av.FFmpegError):
             self.container.seek(self.origin, stream=self.stream)
-            for packet in self.container.demux(self.stream):
-                if packet.pts is not None:
-                    end = max(end, packet.pts + (packet.duration or 1 / self.fps / self.tick_s))
-        except av.FFmpegError:
-            pass
+        for packet in self._demux():
+            if packet.pts is not None:
+                end = max(end, packet.pts + (packet.duration or 1 / self.fps / self.tick_s))
         return end
 
 
