@@ -115,12 +115,12 @@ def _corpora(manifest: Manifest, weights: Mapping[str, float]) -> dict[str, nump
     where = manifest.source or "the manifest"
     named: dict[str, list[int]] = {}
     for row, video in enumerate(manifest.videos):
-        if getattr(video, "corpus", None) is None:
+        if video.corpus is None:
             raise TubeletError(
                 f"data.weights needs a column `corpus`, and {video.path} has none in {where}: "
                 "tubelet data join a.csv b.csv -o mix.csv writes it"
             )
-        named.setdefault(getattr(video, "corpus"), []).append(row)
+        named.setdefault(video.corpus, []).append(row)
     for name, weight in weights.items():
         if name not in named:
             raise TubeletError(f"data.weights names {name!r}, which is no corpus of {where}{nearest(name, named)}")

@@ -25,7 +25,7 @@ from tubelet.train.fit import Fitted, Judge, fit
 from tubelet.train.parallel import cores
 from tubelet.types import TubeletError
 
-FREE = {("train", "workers"), ("train", "quiet"), ("train", "log_steps"), ("train", "save")}
+FREE = {("train", name) for name in ("workers", "quiet", "log_steps", "save", "limit_s", "max_unreadable")}
 """Settings that may change between two starts of one run: they do not change its result."""
 
 
