@@ -222,17 +222,21 @@ def below(root: Path) -> tuple[list[Place], Counter[str]]:
     for folder, files in still.items():
         if folder not in beside and pictures.is_sequence(folder):
             found[str(folder)] = folder
-        else:
+        else:  # posters of the videos that lie there, or photographs
             others.update(file.suffix.lower() for file in files)
     return [found[name] for name in natural_sort(found)], others
 
 
 def _inside(archive: Path) -> list[Place]:
     """The videos of a zip or tar."""
-    if pictures.is_sequence(archive):
-        return [archive]
+    tar = archive.suffix.lower() == ".tar"
     try:
-        return [archive / name for name in (shards.keys if archive.suffix.lower() == ".tar" else pictures.folders)(archive)]
+        if not (tar and shards.index_place(archive).exists()):
+            series = [archive / folder for folder in pictures.folders(archive)]
+            series = [place for place in series if pictures.is_sequence(place)]
+            if series or not tar:
+                return list(series)
+        return [archive / key for key in shards.keys(archive)]
     except UnreadableVideo:
         return [archive]  # looking at it will say what is wrong
 
