@@ -3,6 +3,7 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -470,3 +471,84 @@ def test_dense_clips_hold_the_clip_and_the_frames_between(manifest):
 def test_only_random_sampling_can_be_dense(manifest):
     with pytest.raises(TubeletError, match="needs sampling 'random'"):
         Clips(manifest, **CLIP, sampling="segments", density=2)
+
+
+# Decoders that crash or hang
+
+
+def misbehave(monkeypatch, behave):
+    """Does `behave(name)` before a video is read."""
+    real = read.read
+    monkeypatch.setattr(read, "read", lambda path, *rest: behave(path.name) or real(path, *rest))
+
+
+def test_a_decoder_that_hangs_is_stopped_and_another_video_stands_in(manifest, monkeypatch):
+    plain = take(Loader(Clips(manifest, **CLIP), 7), 2)
+    misbehave(monkeypatch, lambda name: time.sleep(1000) if name == "3.mp4" else None)
+    loader = Loader(Clips(manifest, **CLIP), 7, workers=2, limit_s=1.0)
+    batches = take(loader, 2)
+    assert 3 not in torch.cat([batch["id"] for batch in batches]).tolist()
+    assert {Path(path).name: reason for path, reason in loader.unreadable.items()} == {
+        "3.mp4": "it took more than 1 s and was stopped"
+    }
+    for one, other in zip(batches, plain, strict=True):
+        for place, row in enumerate(other["id"].tolist()):
+            same = torch.equal(one["video"][0][place], other["video"][0][place])
+            assert same if row != 3 else not same
+
+
+def test_a_decoder_that_crashes_costs_its_file_alone_and_nothing_stands_in_for_it_in_a_test(manifest, monkeypatch):
+    misbehave(monkeypatch, lambda name: os.kill(os.getpid(), signal.SIGSEGV) if name == "2.mp4" else None)
+    loader = Loader(Clips(manifest, **CLIP).for_testing(), 3, workers=2)
+    batches = list(loader.once())
+    assert torch.cat([batch["id"] for batch in batches]).tolist() == list(range(VIDEOS))
+    assert torch.cat([batch["readable"] for batch in batches]).tolist() == [row != 2 for row in range(VIDEOS)]
+    assert list(loader.unreadable.values()) == ["the decoder crashed on it (SIGSEGV)"]
+
+
+def test_workers_that_are_killed_change_nothing(manifest):
+    clips = Clips(manifest, **CLIP, views=2, repeats=2)
+    plain, found = take(Loader(clips, 6), 20), []
+    before = set(multiprocessing.active_children())
+    batches = Loader(clips, 6, workers=2).batches()
+    for step in range(20):
+        found.append(next(batches))
+        if step % 3 == 0:
+            for worker in list(set(multiprocessing.active_children()) - before)[: 1 + step % 2]:
+                os.kill(worker.pid, signal.SIGKILL)
+    batches.close()
+    for one, other in zip(found, plain, strict=True):
+        assert_same(one, other)
+
+
+def test_batches_on_a_device_are_those_of_to_device(manifest):
+    clips = Clips(manifest, **CLIP, views=2)
+    for workers in (0, 2):
+        on_device = list(islice(Loader(clips, 6, workers=workers).batches(0, "cpu"), 5))
+        for one, other in zip(on_device, take(Loader(clips, 6), 5), strict=True):
+            assert_same(one, to_device(other, "cpu"))
+            assert all(video.is_contiguous() for video in one["video"])
+
+
+def test_batches_that_were_handed_out_are_not_written_over(manifest):
+    batches = Loader(Clips(manifest, **CLIP), 2, workers=2).batches()
+    kept = [next(batches) for _ in range(12)]
+    copies = [batch["video"][0].clone() for batch in kept]
+    for _ in range(12):
+        next(batches)
+    assert all(torch.equal(batch["video"][0], copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+def test_waiting_is_measured(manifest, monkeypatch):
+    misbehave(monkeypatch, lambda name: time.sleep(0.05))
+    loader = Loader(Clips(manifest, **CLIP), 2, workers=1)
+    take(loader, 3)
+    assert 0.2 < loader.waited_s < 20
+
+
+def test_a_mixture_is_read_by_its_weights(manifest):
+    rows = [replace(video, corpus="a" if row < 2 else "b") for row, video in enumerate(manifest)]
+    loader = Loader(Clips(Manifest(rows), **CLIP, weights={"a": 0.5, "b": 0.5}), 6)
+    for batch in take(loader, 4):
+        assert sum(row < 2 for row in batch["id"].tolist()) == 3
+        assert len(set(batch["key"].tolist())) == 6
