@@ -43,7 +43,6 @@ WORTH_MORE = 1.05
 class Cost:
     """What training costs. Rates are clips a second; memory and disk are bytes."""
 
-    recipe: str
     machine: str
     steps: int
     clips: int
@@ -113,6 +112,13 @@ class Cost:
             f"{wanted:,} cores like these to decode what is computed"
         )
 
+    @property
+    def sentence(self) -> str:
+        """Time and what binds, to follow the name of the recipe."""
+        if self.hours is None:
+            return f"does not fit into the memory of {self.machine}."
+        return f"takes about {_time(self.hours)} on {self.machine}; {self.binds} binds."
+
     def rows(self) -> list[tuple[str, str]]:
         """A table for people."""
         kept = "not measured" if self.clip_bytes is None else f"{_size(self.clip_bytes)} a clip"
@@ -125,7 +131,7 @@ class Cost:
             ("memory", f"{_size(self.needed_bytes)} of {_size(self.memory_bytes)} ({kept}, {self.in_a_pass} in a pass)"),
             ("disk", f"{_size(self.disk_bytes)} for the run, {_size(self.disk_free_bytes)} free"),
             ("time", "unknown" if self.hours is None else f"{_time(self.hours)}, judging apart"),
-            ("binds", self.binds),
+            ("what binds", self.binds),
             ("what helps", self.remedy),
             *([("short videos", f"{shorter} of {tried} tried are shorter than a clip")] if shorter else []),
         ]
@@ -165,7 +171,7 @@ def estimate(recipe: run.Recipe, budget_s: float = 10.0) -> Cost:
         with shared_cores(options["workers"]):
             computes, clip_bytes = _Trial(recipe, clips, device).measure(size, budget_s / 2)
     return Cost(
-        recipe=recipe.name, machine=run.describe_machine(), steps=steps, clips=steps * size.batch,
+        machine=run.describe_machine(), steps=steps, clips=steps * size.batch,
         in_a_pass=size.batch // size.passes, share=size.batch, computes=computes, decodes=decodes,
         workers=options["workers"], cores=cores(), on_gpu=device.type == "cuda", weights=learnt + held,
         fixed_bytes=fixed, clip_bytes=clip_bytes, memory_bytes=there, disk_bytes=SAVED_BYTES * (learnt + held),

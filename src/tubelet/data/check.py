@@ -33,7 +33,11 @@ from tubelet.data.storage import Place
 from tubelet.data.workers import LIMIT_S
 from tubelet.types import TubeletError
 
-CASES: dict[str, Case] = examine.CASES | corpus.CASES
+STOPPED = Case(
+    "unreadable", "A decoder crashed on it, or did not come to an end.",
+    "Encode it again or leave it out; where it is only large, give it more time with --limit-s.",
+)  # fmt: skip
+CASES: dict[str, Case] = examine.CASES | corpus.CASES | {"stopped": STOPPED}
 
 
 class LeftOut(NamedTuple):
@@ -195,7 +199,7 @@ def check(
             if isinstance(answer, Examination):
                 journal.add(look, answer)
             else:
-                journal.pass_over(look, examine.stopped(look.place, answer))
+                journal.pass_over(look, Examination(look.place, reason=answer, findings=[Finding("stopped", answer)]))
         files = [journal[look] for look in looks]
     left_out = _unusable(manifest, files)
     gone = {left.row for left in left_out}

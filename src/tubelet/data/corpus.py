@@ -26,7 +26,7 @@ CASES: dict[str, Case] = {
     ),
     "duplicate_across_splits": Case(
         "warning", "The same video is in two splits: testing would reward remembering.",
-        "--drop-duplicates near keeps the one that is judged on and drops it from training.",
+        "--drop-duplicates keeps the one that is judged on and drops the one that is learnt from.",
     ),
     "duplicate_with_two_labels": Case(
         "warning", "The same video has two labels; at least one of them is wrong.",
