@@ -168,7 +168,7 @@ class Clips:
             UnreadableVideo: its file gives no frame.
         """
         video = self.manifest[row]
-        info = read.probe(video.path)
+        info = read.probe(video.path, video.fps)
         start_s, duration_s = _span(video, info)
         gap_s = sample.step_s(self.stride, self.reference_fps, info.fps)
         key = (self.seed, epoch, row if place is None else place)
@@ -176,7 +176,8 @@ class Clips:
             [draws.generator(*key, repeat, view, "clip") for view in range(self._reads)] for repeat in range(repeats)
         ]
         times = [start_s + t for views in streams for t in self._times(duration_s, info.fps, gap_s, views)]
-        pixels = read.read(video.path, numpy.concatenate(times), self._decode_side).split(self.frames * self.density)
+        pixels = read.read(video.path, numpy.concatenate(times), self._decode_side, video.fps)
+        pixels = pixels.split(self.frames * self.density)
         clips, kept = [], []
         for repeat, views in enumerate(streams):
             mine = slice(repeat * self._reads, (repeat + 1) * self._reads)

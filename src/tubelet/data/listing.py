@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from tubelet import draws
-from tubelet.data.storage import Place, Url, opened, place
+from tubelet.data.storage import Place, Url, content, place, words
 from tubelet.registry import nearest
 from tubelet.types import TubeletError
 
@@ -324,17 +324,16 @@ def _numbered_classes(path: Place, videos: Sequence[Video]) -> list[str] | None:
 
 def _bytes(path: Place) -> bytes:
     try:
-        with opened(path) as file:
-            return file.read()
+        return content(path)
     except FileNotFoundError:
         raise TubeletError(f"no such manifest: {path}") from None
     except OSError as error:
-        raise TubeletError(f"cannot read {path}: {error.strerror or error}") from None
+        raise TubeletError(f"cannot read the manifest {path}: {words(error)}") from None
 
 
-def _text(path: Place, content: bytes) -> str:
+def _text(path: Place, written: bytes) -> str:
     try:
-        text = content.decode("utf-8-sig")
+        text = written.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise TubeletError(f"{path} is not a manifest: it is not UTF-8 text") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -406,10 +405,10 @@ def _read_csv(path: Place, text: str, folder: Place) -> list[Video]:
     return videos
 
 
-def _read_parquet(path: Place, content: bytes, folder: Place) -> list[Video]:
+def _read_parquet(path: Place, written: bytes, folder: Place) -> list[Video]:
     pyarrow, parquet = _pyarrow()
     try:
-        table = parquet.read_table(io.BytesIO(content))
+        table = parquet.read_table(io.BytesIO(written))
     except (pyarrow.ArrowException, OSError):
         raise TubeletError(f"{path} is not a Parquet file, or it is damaged") from None
     _checked_columns(path, table.column_names)

@@ -3,18 +3,21 @@
 Times are relative to the first frame that is displayed. The frame of a time is the one on display then: the
 last whose start is not later. Times before the first frame answer the first, times past the end the last.
 
-What a place is decides who reads it: a video file, here or at a URL (`decode.py`).
+What a place is decides who reads it: a video file, here or at a URL (`decode.py`), or pictures in a folder, a zip or a
+tar (`pictures.py`).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy
 
-from tubelet.data import decode, storage
+from tubelet.data import decode, pictures, storage
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.storage import Place, Url
 
@@ -34,12 +37,15 @@ def probe(place: str | Path | Url, fps: float | None = None) -> VideoInfo:
         UnreadableVideo: it gives no frame.
     """
     where = storage.place(place)
-    return _probe(where, fps, storage.stamp(where))
+    with _told(where):
+        return _probe(where, fps, storage.stamp(where))
 
 
 @lru_cache(maxsize=1 << 16)
-def _probe(where: Place, fps: float | None, _stamp: tuple[int, int] | None) -> VideoInfo:
-    return decode.probe(Path(where))
+def _probe(where: Place, fps: float | None, _stamp: storage.Stamp | None) -> VideoInfo:
+    if pictures.is_place(where):
+        return pictures.probe(where, fps)
+    return decode.probe(where, _file(where))
 
 
 def read(
@@ -61,8 +67,12 @@ def read(
     """
     import torch
 
-    where = storage.place(place)
-    clip = decode.read(Path(where), numpy.asarray(times_s, dtype=numpy.float64), short_side)
+    where, times_s = storage.place(place), numpy.asarray(times_s, dtype=numpy.float64)
+    with _told(where):
+        if pictures.is_place(where):
+            clip = pictures.read(where, times_s, short_side, fps)
+        else:
+            clip = decode.read(where, times_s, short_side, _file(where))
     return torch.from_numpy(clip).permute(0, 3, 1, 2)  # T C H W
 
 
@@ -73,6 +83,28 @@ def check(place: str | Path | Url, fps: float | None = None) -> VideoInfo:
         UnreadableVideo: it gives no frame, or breaks off in its first half.
     """
     where = storage.place(place)
-    info = probe(where, fps)
-    decode.check(Path(where), info)
-    return info
+    with _told(where):
+        if pictures.is_place(where):
+            return pictures.check(where, fps)
+        info = probe(where, fps)
+        decode.check(where, info, _file(where))
+        return info
+
+
+def _file(where: Place) -> Callable[[], BinaryIO] | None:
+    """What opens the bytes of a URL; FFmpeg opens a file of this machine itself."""
+    return partial(storage.opened, where) if isinstance(where, Url) else None
+
+
+@contextmanager
+def _told(where: Place) -> Iterator[None]:
+    """Says why a place cannot be read, also where storage fails amid decoding."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableVideo(where, storage.words(error)) from None
+    except UnreadableVideo as error:
+        reason = error.reason
+        if isinstance(where, Path) and "\\" in str(where) and not where.exists():
+            reason = "no such file: its path is one of Windows, write it with / and as it is on this machine"
+        raise UnreadableVideo(where, reason) from None
