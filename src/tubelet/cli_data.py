@@ -7,7 +7,19 @@ from argparse import Namespace
 from pathlib import Path
 
 from tubelet import registry
-from tubelet.command import Dotted, argument, choices, chosen, command, number, printed, signature, signed, usage_error, whole
+from tubelet.command import (
+    Dotted,
+    argument,
+    choices,
+    chosen,
+    command,
+    number,
+    printed,
+    signature,
+    signed,
+    usage_error,
+    whole,
+)
 from tubelet.types import TubeletError
 
 

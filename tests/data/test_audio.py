@@ -240,6 +240,21 @@ def test_damaged_packets_are_skipped_and_what_follows_stays_in_its_place(tmp_pat
     assert capfd.readouterr() == ("", "")
 
 
+def test_samples_that_are_no_numbers_are_silent_and_loud_ones_are_cut(tmp_path):
+    path = tmp_path / "odd.mkv"
+    with av.open(str(path), "w") as container:
+        sound: Any = container.add_stream("pcm_f32le", rate=32_000, layout="mono")
+        samples = numpy.full((1, 32_000), 0.5, dtype=numpy.float32)
+        samples[0, 8_000:8_010], samples[0, 16_000:16_010], samples[0, 24_000:24_100] = numpy.nan, numpy.inf, 7.0
+        frame = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
+        frame.sample_rate = 32_000
+        container.mux([*sound.encode(frame), *sound.encode(None)])
+    wave = heard(path, 0, 1)
+    assert abs(wave[5_000:7_000] - 0.5).max() < 0.01
+    assert wave[4_002] == pytest.approx(0, abs=0.2)
+    assert wave[12_025] == 1
+
+
 def test_a_hole_in_the_track_is_silent(tmp_path):
     path = tmp_path / "hole.mkv"
     with av.open(str(path), "w") as container:

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from tubelet import draws
-from tubelet.data import augment, read, transform
+from tubelet.data import audio, augment, read, torchcodec, transform
 from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest, Video
 from tubelet.data.loader import Loader, to_device
 from tubelet.types import TubeletError
+from videos import make_video
 
 VIDEOS = 7
 CLIP = {"frames": 4, "stride": 2, "reference_fps": 0.0, "size": 24}
@@ -552,3 +553,67 @@ def test_a_mixture_is_read_by_its_weights(manifest):
     for batch in take(loader, 4):
         assert sum(row < 2 for row in batch["id"].tolist()) == 3
         assert len(set(batch["key"].tolist())) == 6
+
+
+# Several corpora, sound and words
+
+
+def test_a_corpus_may_have_a_stride_of_its_own(manifest):
+    rows = Manifest([replace(video, corpus="a" if row < 2 else "b") for row, video in enumerate(manifest)])
+    batch = next(Loader(Clips(rows, **CLIP, strides={"b": 3}), 7, shuffle=False).once())
+    gaps = [set(numpy.diff(frame_numbers(clip)).tolist()) for clip in batch["video"][0]]
+    assert gaps == [{2}, {2}] + [{3}] * 5
+    with pytest.raises(TubeletError, match="names 'c', which is no corpus"):
+        Clips(rows, **CLIP, strides={"c": 3})
+    with pytest.raises(TubeletError, match="stride of 'b' must be at least 1"):
+        Clips(rows, **CLIP, strides={"b": 0})
+
+
+SOUND = {**CLIP, "reference_fps": 30.0, "audio_rate": 8000}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    loud, silent = make_video(folder / "loud.mp4", 60, sound=True), make_video(folder / "silent.mp4", 60)
+    return Manifest([Video(loud, extra={"caption": "a tone, rising"}), Video(silent)])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sound_is_that_of_the_seconds_of_the_clip(films, workers):
+    clips = Clips(films, **SOUND, views=2)
+    for batch in take(Loader(clips, 4, workers=workers), 2):
+        for view in range(2):
+            assert batch["audio"][view].shape == (4, round(8000 * 4 * 2 / 30))
+            for row, times, wave in zip(batch["id"], batch["times"][view], batch["audio"][view], strict=True):
+                if row == 1:
+                    assert not wave.any()
+                    continue
+                heard = audio.waveform(films[0].path, float(times[0]) - 0.5 / 30, 4 * 2 / 30, 8000)
+                assert heard.any() and torch.equal(wave, heard)
+        assert batch["audio_present"].tolist() == [row == 0 for row in batch["id"].tolist()]
+
+
+def test_words_come_along(films):
+    (batch,) = take(Loader(Clips(films, **CLIP, captions="caption", repeats=2), 4, shuffle=False), 1)
+    assert batch["text"] == [["a tone, rising"] * 2 + [""] * 2]
+    assert to_device(batch, "cpu")["text"] == batch["text"]
+    with pytest.raises(TubeletError, match=r"no column 'captoin'.*did you mean 'caption'"):
+        Clips(films, **CLIP, captions="captoin")
+
+
+@pytest.mark.parametrize("options", [{"reference_fps": 0.0}, {"sampling": "segments"}])
+def test_sound_needs_clips_that_last_equally_long(films, options):
+    with pytest.raises(TubeletError, match="audio_rate needs clips that all last equally long"):
+        Clips(films, **{**SOUND, **options})
+
+
+def test_torchcodec_reads_where_it_is_chosen(films, monkeypatch):
+    monkeypatch.setattr(torchcodec, "chosen", lambda reader, places, side: {"auto": "torchcodec"}.get(reader, reader))
+    monkeypatch.setattr(torchcodec, "read", lambda *arguments: read.read(*arguments).fill_(7))
+    clips = Clips(films, **CLIP, reader="auto")
+    assert clips.choose_reader(before="pyav") == clips.reader == "pyav"
+    clips = Clips(films, **CLIP, reader="auto")
+    assert clips.choose_reader() == clips.reader == clips.for_testing().reader == "torchcodec"
+    (batch,) = take(Loader(clips, 2), 1)
+    assert (batch["video"][0] == 7).all()

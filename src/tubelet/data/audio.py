@@ -104,14 +104,15 @@ def waveform(
             return None
         if origin_s is None:
             origin_s = read.probe(place).start_s if track.has_pictures() else 0.0
-        first = round(start_s * rate)
+        track_begin_s = track.start_s - origin_s
         wave = numpy.zeros(round(seconds * rate), dtype=numpy.float32)
-        from_s, until_s = origin_s + start_s, origin_s + start_s + seconds
-        for run in _runs(track.decode(from_s, until_s), track.start_s - origin_s, track.tick_s, origin_s):
-            begin, samples = run.resampled(rate)
-            begin -= first
-            overlap = slice(max(0, begin), max(0, min(len(wave), begin + len(samples))))
-            wave[overlap] = samples[overlap.start - begin : max(overlap.start, overlap.stop) - begin]
+        frames = track.decode(origin_s + start_s, origin_s + start_s + seconds)
+        for run in _runs(frames, track_begin_s, origin_s):
+            begin, samples = run.resampled(rate, run.begin(track_begin_s, track.tick_s))
+            begin -= round(start_s * rate)
+            start, stop = max(0, begin), min(len(wave), begin + len(samples))
+            if start < stop:
+                wave[start:stop] = samples[start - begin : stop - begin]
     return torch.from_numpy(wave.clip(-1, 1))  # S
 
 
@@ -124,8 +125,6 @@ class _Run:
     begins: list[float] = field(default_factory=list)
     """Where the stamp of each piece says that the run begins, in samples from the first displayed frame."""
     count: int = 0
-    begin: int = 0
-    """What is made of `begins` in the end."""
 
     def goes_on(self, frame: AudioFrame, stamp_s: float | None) -> bool:
         if frame.sample_rate != self.rate:
@@ -138,8 +137,8 @@ class _Run:
         self.pieces.append(piece)
         self.count += len(piece)
 
-    def settle(self, track_begin_s: float, tick_s: float) -> None:
-        """Decides where the run begins.
+    def begin(self, track_begin_s: float, tick_s: float) -> int:
+        """Where the run begins, in samples from the first displayed frame.
 
         Stamps are rounded to the container's tick; their median is nearly free of that. Where all frames are of one
         length, a run begins a whole number of them after the track, and that is exact.
@@ -151,28 +150,28 @@ class _Run:
             whole = track_begin + round((begin - track_begin) / length) * length
             if abs(whole - begin) <= tick_s * self.rate:
                 begin = whole
-        self.begin = math.floor(begin + 0.501)  # a little over a half: the same way for all slices, if it is a half
+        return math.floor(begin + 0.501)  # a little over a half: the same way for all slices, if it is a half
 
-    def resampled(self, rate: int) -> tuple[int, numpy.ndarray]:
-        """Where the run begins at another rate, and its samples.
+    def resampled(self, rate: int, begin: int) -> tuple[int, numpy.ndarray]:
+        """Where a run that begins at this sample begins at another rate, and its samples.
 
-        The grid of samples at either rate counts from the first displayed frame, wherever the run begins: the filter
-        starts where both have a sample, so that every slice of a file meets the same phases of it.
+        Both grids of samples count from the first displayed frame, wherever the run begins: the filter starts where
+        both have a sample, so that every slice of a file meets the same phases of it.
         """
         samples = numpy.concatenate(self.pieces)
         if rate == self.rate:
-            return self.begin, samples
+            return begin, samples
         shared = math.gcd(rate, self.rate)
         period, period_out = self.rate // shared, rate // shared
         reach = REACH * math.ceil(max(1, self.rate / rate))
-        periods = (self.begin - reach) // period
-        out_begin, out_end = (math.ceil(n * period_out / period) for n in (self.begin, self.begin + self.count))
-        padded = numpy.pad(samples, (self.begin - periods * period, reach))
-        resampled = _resample(padded, self.rate, rate)
-        return out_begin, resampled[out_begin - periods * period_out : out_end - periods * period_out]
+        periods = (begin - reach) // period
+        padded = numpy.pad(samples, (begin - periods * period, reach))
+        out_begin, out_end = (math.ceil(n * period_out / period) for n in (begin, begin + self.count))
+        skipped = periods * period_out
+        return out_begin, _resample(padded, self.rate, rate)[out_begin - skipped : out_end - skipped]
 
 
-def _runs(frames: Iterable[AudioFrame], track_begin_s: float, tick_s: float, origin_s: float) -> Iterator[_Run]:
+def _runs(frames: Iterable[AudioFrame], track_begin_s: float, origin_s: float) -> Iterator[_Run]:
     """Frames, joined where their stamps say that they follow each other."""
     run = None
     for frame in frames:
@@ -181,12 +180,10 @@ def _runs(frames: Iterable[AudioFrame], track_begin_s: float, tick_s: float, ori
             if stamp_s is None:
                 stamp_s = track_begin_s if run is None else (run.begins[0] + run.count) / run.rate
             if run is not None:
-                run.settle(track_begin_s, tick_s)
                 yield run
             run = _Run(frame.sample_rate)
         run.add(_mono(frame), stamp_s)
     if run is not None:
-        run.settle(track_begin_s, tick_s)
         yield run
 
 
@@ -287,7 +284,7 @@ def _sound_stream(container: InputContainer) -> AudioStream | None:
 
 
 def _mono(frame: AudioFrame) -> numpy.ndarray:
-    """The mean of the channels: S float32."""
+    """The mean of the channels: S float32. What is no number is silence, or the filter would spread it."""
     samples = frame.to_ndarray()  # channels S, or 1 S x channels where they take turns
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
@@ -296,7 +293,7 @@ def _mono(frame: AudioFrame) -> numpy.ndarray:
         mean -= 128
     if samples.dtype.kind in "iu":
         mean /= 2.0 ** (8 * samples.dtype.itemsize - 1)
-    return mean.astype(numpy.float32)
+    return numpy.nan_to_num(mean, posinf=0.0, neginf=0.0).astype(numpy.float32)
 
 
 def _resample(samples: numpy.ndarray, from_rate: int, to_rate: int) -> numpy.ndarray:

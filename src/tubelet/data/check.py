@@ -23,9 +23,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tubelet.data import corpus, examine, inspect
+from tubelet.data import cases, corpus, examine, inspect
+from tubelet.data.cases import Case, Finding
 from tubelet.data.corpus import Copies, Corpus, Leak, Remark
-from tubelet.data.examine import Case, Examination, Finding
+from tubelet.data.examine import Examination
 from tubelet.data.inspect import Look
 from tubelet.data.journal import Journal
 from tubelet.data.listing import Manifest, Video, write_manifest
@@ -37,7 +38,7 @@ STOPPED = Case(
     "unreadable", "A decoder crashed on it, or did not come to an end.",
     "Encode it again or leave it out; where it is only large, give it more time with --limit-s.",
 )  # fmt: skip
-CASES: dict[str, Case] = examine.CASES | corpus.CASES | {"stopped": STOPPED}
+CASES: dict[str, Case] = cases.CASES | corpus.CASES | {"stopped": STOPPED}
 
 
 class LeftOut(NamedTuple):

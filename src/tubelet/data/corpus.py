@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from tubelet.data import duplicates
-from tubelet.data.examine import Case, Examination
+from tubelet.data.cases import Case
+from tubelet.data.examine import Examination
 from tubelet.data.listing import Manifest, Video, natural_sort
 
 CASES: dict[str, Case] = {
@@ -85,7 +86,7 @@ CASES: dict[str, Case] = {
         "Those without are pre-trained on, and never fine-tuned or tested on.",
     ),
 }  # fmt: skip
-"""What each code means, as `examine.CASES` says it for single files."""
+"""What each code means, as `cases.CASES` says it for single files."""
 
 FEW = 5
 ALIKE = 0.9
