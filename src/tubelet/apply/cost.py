@@ -1,4 +1,4 @@
-"""What a recipe will cost on this machine, and what will bind: a few steps and a few clips are measured, the rest follows.
+"""What a recipe will cost on this machine, and what will bind: a few steps and clips are measured, the rest follows.
 
 Steps are taken on random clips with the recipe's own learner, optimiser and precision; decoding is that of the loader,
 on videos of the manifest. One process is reckoned with, and judging in between is not.
@@ -121,14 +121,14 @@ class Cost:
 
     def rows(self) -> list[tuple[str, str]]:
         """A table for people."""
-        kept = "not measured" if self.clip_bytes is None else f"{_size(self.clip_bytes)} a clip"
+        kept = "not measured" if self.clip_bytes is None else f"{_size(self.clip_bytes)} a clip x {self.in_a_pass}"
         shorter, tried = self.shorter
         return [
             ("machine", self.machine),
             ("length", f"{self.steps:,} steps, {self.clips:,} clips"),
             ("computes", "not tried" if self.computes is None else f"{self.computes:,.3g} clips/s"),
             ("decodes", f"{self.decodes:,.3g} clips/s a core, {self.supply:,.3g} with train.workers {self.workers}"),
-            ("memory", f"{_size(self.needed_bytes)} of {_size(self.memory_bytes)} ({kept}, {self.in_a_pass} in a pass)"),
+            ("memory", f"{_size(self.needed_bytes)} of {_size(self.memory_bytes)} ({kept})"),
             ("disk", f"{_size(self.disk_bytes)} for the run, {_size(self.disk_free_bytes)} free"),
             ("time", "unknown" if self.hours is None else f"{_time(self.hours)}, judging apart"),
             ("what binds", self.binds),

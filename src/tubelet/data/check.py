@@ -1,4 +1,4 @@
-"""The doctor: decodes every file from end to end, says what is wrong with it, and writes a manifest without the bad ones.
+"""The doctor: decodes every file from end to end, says what is wrong, and writes a manifest without the bad ones.
 
 Four files stand beside each other: the clean manifest; ``NAME-quarantine.csv``, each row that was left out, with code
 and reason; ``NAME-check.json``, everything; and ``NAME-check.jsonl``, the journal. The same command again, after a kill
@@ -16,7 +16,6 @@ import csv
 import io
 import json
 import os
-import statistics
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -120,8 +119,9 @@ class Checked:
         return [pair for row, pair in enumerate(pairs) if row not in gone]
 
     def speed(self) -> dict[str, float]:
-        """How fast one core decoded whole files: `frames_per_s`, `times_real_time`. Measured anew for new files only."""
-        files = {look: file for look, file in zip(self.looks, self.files, strict=True) if file.info and file.decode_s > 0}
+        """How fast one core decoded whole files, when they were looked at."""
+        pairs = zip(self.looks, self.files, strict=True)
+        files = {look: file for look, file in pairs if file.info and file.decode_s > 0}
         taken_s = sum(file.decode_s for file in files.values())
         if not taken_s:
             return {}
@@ -140,11 +140,10 @@ class Checked:
             rows.append((f"{CASES[code].severity}: {code}", f"{len(found):,} rows"))
         seconds = [file.info.duration_s for _, file in self.usable if file.info]
         if seconds:
-            rows.append(("seconds a file", f"{min(seconds):.2f} to {max(seconds):.2f}, median {statistics.median(seconds):.2f}"))
+            rows.append(("seconds a file", inspect.spread(seconds)))
         if speed := self.speed():
-            rows.append(
-                ("decoding, a core", f"{speed['frames_per_s']:,.0f} frames/s, {speed['times_real_time']:,.0f} x real time")
-            )
+            rate, real_time = speed["frames_per_s"], speed["times_real_time"]
+            rows.append(("decoding, a core", f"{rate:,.0f} frames/s, {real_time:,.0f} x real time"))
         if self.others:
             rows.append(("passed over", ", ".join(f"{count:,} {kind}" for kind, count in self.others.items())))
         return rows
@@ -204,7 +203,8 @@ def check(
         files = [journal[look] for look in looks]
     left_out = _unusable(manifest, files)
     gone = {left.row for left in left_out}
-    seen = Corpus(manifest, [row for row in range(len(manifest)) if row not in gone], [f for r, f in enumerate(files) if r not in gone])
+    rows = [row for row in range(len(manifest)) if row not in gone]
+    seen = Corpus(manifest, rows, [files[row] for row in rows])
     copies, leaks = seen.copies(), seen.leaks()
     remarks = seen.remarks(copies, leaks)
     if len(left_out) > 0.1 * len(manifest):

@@ -1,4 +1,4 @@
-"""What only shows when all files of a corpus are seen together: copies, leaks between splits, odd labels, mixed rates."""
+"""What only shows when all files of a corpus are seen together: copies, leaks between splits, labels, mixed rates."""
 
 from __future__ import annotations
 
@@ -245,8 +245,8 @@ class Corpus:
             low, high = min(rates), max(rates)
             yield Remark(
                 "mixed_rates",
-                f"from {low:g} to {high:g} frames a second, mostly {rates.most_common(1)[0][0]:g}: a stride of 4 frames "
-                f"of the file is {4 / high:.3f} to {4 / low:.3f} s, where 4 frames at 30 a second are 0.133 s in all",
+                f"from {low:g} to {high:g} frames a second, mostly {rates.most_common(1)[0][0]:g}: a stride of 4 is "
+                f"{4 / high:.3f} to {4 / low:.3f} s by the files' own frames, and 0.133 s by data.reference_fps 30",
                 [],
             )
         sides = [min(info.width, info.height) for info in infos]

@@ -127,8 +127,7 @@ def distances(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
 def _spread(hashes: numpy.ndarray) -> numpy.ndarray:
     """How much the frames of a video differ from one another: mean over pairs, in bits of all K frames. N K -> N."""
     frames = hashes.shape[1]
-    gaps = range(1, frames)
-    pairs = sum(distances(numpy.ascontiguousarray(hashes[:, g:]), numpy.ascontiguousarray(hashes[:, :-g])) for g in gaps)
+    pairs = sum(distances(hashes[:, gap:], hashes[:, :-gap]) for gap in range(1, frames))
     return pairs / max(1, frames * (frames - 1) / 2) * frames
 
 

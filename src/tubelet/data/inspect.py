@@ -1,7 +1,7 @@
 """A quick look: lists the videos of a folder or a manifest, decodes a little of each, and says what is there.
 
 Files that cannot be read are named with the reason, never dropped in silence. Decoding happens in watched worker
-processes, so that a file on which a decoder crashes or hangs costs that file only. `check.py` looks at all of each file.
+processes, so that a file on which a decoder crashes or hangs costs that file only. `check.py` looks at whole files.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Scan:
         rows = [
             ("videos", f"{len(self.manifest):,}"),
             ("hours", f"{sum(seconds) / 3600:,.2f}"),
-            ("seconds each", _spread(seconds)),
+            ("seconds each", spread(seconds)),
             ("classes", self._classes()),
         ]
         if self.manifest.splits:
@@ -231,7 +231,7 @@ def _inside(archive: Path) -> list[Place]:
     """The videos of a zip or tar."""
     tar = archive.suffix.lower() == ".tar"
     try:
-        if not (tar and shards.index_place(archive).exists()):
+        if not (tar and archive.with_suffix(".index").exists()):
             series = [archive / folder for folder in pictures.folders(archive)]
             series = [place for place in series if pictures.is_sequence(place)]
             if series or not tar:
@@ -316,7 +316,8 @@ def _seconds(video: Video, info: VideoInfo) -> float:
     return min(info.duration_s, video.end_s or info.duration_s) - start_s
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Smallest, largest and median in words."""
     return f"{min(values):.2f} to {max(values):.2f}, median {statistics.median(values):.2f}"
 
 

@@ -1,4 +1,4 @@
-"""Writes the page of a check: one HTML file that needs nothing else, with what was found in a corpus, and what to do."""
+"""Writes the page of a check: one HTML file that needs nothing else, with what was found and what to do about it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Section(NamedTuple):
     meaning: str
     remedy: str
     detail: str
-    count: int
+    number: int
     cards: list[Card]
 
 
@@ -150,7 +150,9 @@ class _Pictures:
         self.of = thumbnails(checked, sorted(rows))
 
 
-def _quarantined(checked: Checked, code: str, left_out: list[LeftOut], pictures: _Pictures) -> tuple[Section, list[tuple[str, str]]]:
+def _quarantined(
+    checked: Checked, code: str, left_out: list[LeftOut], pictures: _Pictures
+) -> tuple[Section, list[tuple[str, str]]]:
     case = CASES[code]
     listed = [(_name(checked, left.row), left.reason) for left in left_out[:LISTED]]
     cards = [_card(checked, left.row, pictures) for left in left_out[:SHOWN] if left.row in pictures.of]
