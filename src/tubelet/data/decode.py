@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,6 +98,23 @@ def check(path: Place, info: VideoInfo, file: Callable[[], BinaryIO] | None = No
         if player.coming is None and end_s + 2 / player.fps < middle_s:
             raise UnreadableVideo(path, f"it breaks off after {end_s:.1f} of {info.duration_s:.1f} seconds")
         _Painter(last.picture, short_side=32)(last.picture)
+
+
+@contextmanager
+def opened_stream(
+    path: Place, file: Callable[[], BinaryIO] | None = None
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A video file and the stream of it that is read, for those who decode in their own way. See `probe` for `file`.
+
+    Raises:
+        UnreadableVideo: it is no video file.
+    """
+    container, source = _open(path, file)
+    try:
+        yield container, _video_stream(container, path)
+    finally:
+        container.close()
+        source.close()
 
 
 class _Painter:
@@ -274,6 +292,8 @@ def _open(path: Place, file: Callable[[], BinaryIO] | None) -> tuple[InputContai
     try:
         if file is None and Path(path).is_dir():
             raise UnreadableVideo(path, "it is a folder")
+        if file is None and Path(path).exists() and not Path(path).is_file():
+            raise UnreadableVideo(path, "not a file but a pipe, a socket or a device")  # opening one may never end
         source = opened(path) if file is None else file()
     except FileNotFoundError:
         raise UnreadableVideo(path, "no such file") from None
@@ -324,6 +344,8 @@ def _video_stream(container: InputContainer, path: Place) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & PICTURES]
     best = container.streams.best("video")
     stream = best if best in streams else next(iter(streams), None)
+    if not len(container.streams):
+        raise UnreadableVideo(path, "its index is damaged: it names no streams")
     if stream is None:
         kinds = ", ".join(sorted({s.type or "unknown" for s in container.streams}))
         has = "a cover picture" if container.streams.video else kinds or "nothing"
