@@ -34,7 +34,7 @@ def tree(tmp_path_factory) -> Path:
     make_scene(root / "test/jump/4.mp4", 4)
     make_scene(root / "test/run/5.mp4", 5)
     shutil.copy(root / "train/run/1.mp4", root / "test/run/copy.mp4")
-    make_scene(root / "train/jump/small.avi", 0, size=(48, 72), codec="mpeg4", quality=3)
+    make_scene(root / "train/jump/small.mkv", 0, size=(96, 144), quality=28)
     (root / "train/run/empty.mp4").write_bytes(b"")
     (root / "train/run/words.mp4").write_text("not a video at all")
     (root / "train/run/._0.mp4").write_bytes(b"\x00\x05\x16\x07")
@@ -65,7 +65,7 @@ def test_copies_are_found_and_kept(checked):
     kinds = {copies.kind: copies for copies in checked.copies}
     assert sorted(names(checked, kinds["exact"].rows)) == ["1.mp4", "copy.mp4"]
     assert kinds["exact"].splits == ["test", "train"] and kinds["exact"].labels == ["run"]
-    assert sorted(names(checked, kinds["near"].rows)) == ["0.mp4", "small.avi"]
+    assert sorted(names(checked, kinds["near"].rows)) == ["0.mp4", "small.mkv"]
     assert len(checked.copies) == 2 and len(checked.clean) == 8
     assert "duplicate_across_splits" in {remark.code for remark in checked.remarks}
 
@@ -90,7 +90,7 @@ def test_every_usable_row_has_a_thumbnail(checked):
     ("how", "gone"),
     [
         ({"drop_duplicates": "exact"}, {"1.mp4": "duplicate"}),
-        ({"drop_duplicates": "near"}, {"1.mp4": "duplicate", "small.avi": "near_duplicate"}),
+        ({"drop_duplicates": "near"}, {"1.mp4": "duplicate", "small.mkv": "near_duplicate"}),
     ],
 )
 def test_copies_are_dropped_when_asked_and_never_from_what_is_judged_on(checked, tree, tmp_path, how, gone):

@@ -2,7 +2,7 @@ import numpy
 import pytest
 
 from tubelet.data import duplicates
-from tubelet.data.duplicates import LEAST_CHANGE, NEAR_BITS, near, same
+from tubelet.data.duplicates import LEAST_CHANGE, NEAR_BITS, SHARE_OF_CHANGE, near, same
 
 FRAMES = 8
 
@@ -36,7 +36,7 @@ def slow_twin(hashes, durations_s, bits=NEAR_BITS) -> list[list[int]]:
             if (
                 abs(durations_s[a] - durations_s[b]) <= max(0.2, 0.03 * max(durations_s[a], durations_s[b]))
                 and least >= LEAST_CHANGE
-                and apart(hashes[a], hashes[b]) / FRAMES <= min(bits, least / 2)
+                and apart(hashes[a], hashes[b]) / FRAMES <= min(bits, SHARE_OF_CHANGE * least)
             ):
                 joined = groups[a] | groups[b]
                 for row in joined:
@@ -85,7 +85,7 @@ def test_copies_of_copies_are_one_group():
     (film,) = films(1)
     chain = [film]
     for step in range(5):
-        chain.append(flipped(chain[-1], 20, step))
+        chain.append(flipped(chain[-1], 24, step))
     assert duplicates.distances(chain[0][None], chain[-1][None])[0] > NEAR_BITS * FRAMES
     assert near([c.tolist() for c in chain], [5.0] * 6) == [[0, 1, 2, 3, 4, 5]]
 

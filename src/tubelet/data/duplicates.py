@@ -2,19 +2,22 @@
 
 To the eye: a few frames of each, taken at the same shares of its length, have 64-bit perceptual hashes, and two
 videos are near when their frames differ in few bits. Every pair that near is found, without looking at all pairs: bits
-that differ in D places at most, cut into D + 1 bands, agree wholly in one of them (multi-index hashing; Norouzi,
-Punjani, Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", 2012, section 3).
+that differ in D places at most, cut into D / 2 + 1 bands, differ in one place at most in one of them (multi-index
+hashing; Norouzi, Punjani, Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", 2012, section 3).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy
 
-NEAR_BITS = 4.0
+NEAR_BITS = 6.0
 """Of 64: so many differ in a frame, on average, in what is still taken for the same."""
+SHARE_OF_CHANGE = 0.45
+"""And so many of those in which the frames of one video differ from one another. Copies of half the size, encoded anew at
+a third of the bits, have 0.02 to 0.4 (UCF101, Weizmann, yoga poses); other videos before the same camera 0.6 and more."""
 LEAST_CHANGE = 3.0
 """Bits in which two frames of a video differ on average, if there is to be any telling it from others by hashes."""
 
@@ -33,9 +36,9 @@ def near(
 ) -> list[list[int]]:
     """Groups of videos that look the same, each linked to another one of its group.
 
-    Two are linked when their lengths agree and their frames differ in `bits` bits at most, and in less than half of
-    what their own frames differ from one another: before a camera that stands still all videos are alike, and that
-    makes none a copy. For that reason videos in which hardly anything changes are linked to none.
+    Two are linked when their lengths agree and their frames differ in `bits` bits at most, and in less than
+    `SHARE_OF_CHANGE` of what their own frames differ from one another: before a camera that stands still all videos are
+    alike, and that makes none a copy. For that reason videos in which hardly anything changes are linked to none.
 
     Args:
         hashes: of the frames of each video, 64 bits each; videos with different numbers of them are never linked.
@@ -70,30 +73,33 @@ class _Videos:
 
     def groups(self) -> list[list[int]]:
         moving = numpy.flatnonzero(self.change >= LEAST_CHANGE * self.hashes.shape[1])
-        for band in _bands(self.hashes, self.most + 1):
-            order = moving[numpy.argsort(band[moving], kind="stable")]
-            self._link_equal(order, band[order])
+        for band, bits in _bands(self.hashes, self.most // 2 + 1):
+            self._link(moving, band)
+            for bit in range(bits):
+                self._link(moving, band & ~numpy.uint64(1 << bit), band)
         return [sorted(members) for members in self.members.values() if len(members) > 1]
 
-    def _link_equal(self, order: numpy.ndarray, band: numpy.ndarray) -> None:
-        """Compares all videos with equal values of a band; `order` has them side by side.
+    def _link(self, rows: numpy.ndarray, keys: numpy.ndarray, unlike: numpy.ndarray | None = None) -> None:
+        """Compares all videos with equal keys, and with different values of `unlike` where it is given.
 
-        Every video is compared with the next but 1, 2, 3... as long as that has the same value. Buckets that have
-        become one group need no more of it.
+        In the order of the keys every video is compared with the next, the next but one, and so on, as long as that has
+        the same key. Buckets of one key that have become one group need no more of it.
         """
-        bucket = numpy.cumsum(numpy.concatenate([[0], band[1:] != band[:-1]]))  # N
+        order = rows[numpy.argsort(keys[rows], kind="stable")]
+        bucket = numpy.cumsum(numpy.diff(keys[order], prepend=keys[order[:1]]) != 0)  # N
         first = numpy.arange(len(order))
         step, linked = 0, True
         while len(first):
             step += 1
             first = first[first + step < len(order)]
             first = first[bucket[first] == bucket[first + step]]
-            if linked:
-                whole = self._one_group(order, bucket)
-                first = first[~whole[bucket[first]]]
+            if linked and len(first):
+                first = first[~self._one_group(order, bucket)[bucket[first]]]
             a, b = order[first], order[first + step]
-            apart = self.group[a] != self.group[b]
-            a, b = a[apart], b[apart]
+            compared = self.group[a] != self.group[b]
+            if unlike is not None:
+                compared &= unlike[a] != unlike[b]
+            a, b = a[compared], b[compared]
             close = self._are_close(a, b)
             for one, other in zip(a[close].tolist(), b[close].tolist(), strict=True):
                 self._join(one, other)
@@ -107,7 +113,7 @@ class _Videos:
     def _are_close(self, a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
         longer = numpy.maximum(self.durations_s[a], self.durations_s[b])
         close = numpy.abs(self.durations_s[a] - self.durations_s[b]) <= numpy.maximum(0.2, 0.03 * longer)
-        limit = numpy.minimum(self.most, 0.5 * numpy.minimum(self.change[a], self.change[b]))
+        limit = numpy.minimum(self.most, SHARE_OF_CHANGE * numpy.minimum(self.change[a], self.change[b]))
         close[close] = distances(self.hashes[a[close]], self.hashes[b[close]]) <= limit[close]
         return close
 
@@ -131,8 +137,8 @@ def _spread(hashes: numpy.ndarray) -> numpy.ndarray:
     return pairs / max(1, frames * (frames - 1) / 2) * frames
 
 
-def _bands(hashes: numpy.ndarray, count: int) -> list[numpy.ndarray]:
-    """The bits of each row dealt out to `count` bands, each packed into one number: N.
+def _bands(hashes: numpy.ndarray, count: int) -> Iterator[tuple[numpy.ndarray, int]]:
+    """The bits of each row dealt out to `count` bands, each as one number, N, with how many bits it has.
 
     Bits that tell much (set in half of the videos) and bits that tell little are dealt evenly, or one band that tells
     nothing would have all pairs compared. `count` is at least K, so that a band has 64 bits at most.
@@ -140,10 +146,7 @@ def _bands(hashes: numpy.ndarray, count: int) -> list[numpy.ndarray]:
     bits = numpy.unpackbits(hashes.view(numpy.uint8), axis=1)  # N 64 K
     count = min(max(count, hashes.shape[1]), bits.shape[1])
     order = numpy.argsort(numpy.abs(bits.mean(axis=0) - 0.5), kind="stable")
-    bands = []
     for first in range(count):
-        band = numpy.zeros((len(bits), 8), dtype=numpy.uint8)
-        packed = numpy.packbits(bits[:, order[first::count]], axis=1)
-        band[:, : packed.shape[1]] = packed
-        bands.append(band.view(numpy.uint64)[:, 0])
-    return bands
+        dealt = bits[:, order[first::count]].astype(numpy.uint64)
+        places = numpy.arange(dealt.shape[1], dtype=numpy.uint64)
+        yield (dealt << places).sum(axis=1, dtype=numpy.uint64), len(places)
