@@ -239,11 +239,13 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
 
 
 def _numbers(result: dict[str, Any]) -> list[str]:
+    from tubelet.tasks.protocol import counted
+
     low, high = result["interval"]
     spread = result.get("spread")
     return [
         f"{100 * result['top1']:.1f}", f"{100 * low:.1f} - {100 * high:.1f}", f"{100 * result['class_mean']:.1f}",
-        str(result["videos"]), f"{len(result['seeds'])}: ± {100 * spread['std']:.1f}" if spread else "1",
+        counted(result), f"{len(result['seeds'])}: ± {100 * spread['std']:.1f}" if spread else "1",
     ]  # fmt: skip
 
 
