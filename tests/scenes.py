@@ -1,4 +1,4 @@
-"""Small video files that show something: blobs that move, another scene for each seed, the same in any size and quality."""
+"""Small video files that show something, another scene for each seed, the same in any size and quality."""
 
 from __future__ import annotations
 

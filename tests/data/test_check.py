@@ -14,6 +14,8 @@ import numpy
 import pytest
 
 from scenes import make_scene
+from tiny_run import make_recipe
+from tubelet import cli
 from tubelet.data import examine, inspect
 from tubelet.data.cases import Finding
 from tubelet.data.check import CASES, Checked, check, thumbnails, write_json
@@ -53,7 +55,8 @@ def names(found: Checked, rows) -> list[str]:
 
 def test_the_clean_manifest_is_the_tree_without_bad_files(checked, tree):
     clean = read_manifest(checked.out.manifest)
-    assert [v.path for v in clean] == [v.path for v in checked.manifest if v.path.name not in ("empty.mp4", "words.mp4")]
+    bad = ("empty.mp4", "words.mp4")
+    assert [v.path for v in clean] == [v.path for v in checked.manifest if v.path.name not in bad]
     assert {v.split for v in clean} == {"train", "test"} and clean.classes == ["jump", "run"]
     rows = list(csv.DictReader(checked.out.quarantine.open()))
     assert [(Path(row["path"]).name, row["code"]) for row in rows] == [("empty.mp4", "empty"), ("words.mp4", "text")]
@@ -125,23 +128,34 @@ def test_a_torn_or_damaged_line_is_found_out_again(checked, tree, tmp_path):
         assert all(look in read_back for look in found.looks)
 
 
+SLOWLY = """
+import sys, time
+from tubelet.data import check, examine
+whole = examine.examine
+examine.examine = lambda *of: (time.sleep(0.1), whole(*of))[1]
+check.check(sys.argv[1], sys.argv[2], workers=2)
+"""
+
+
 def test_kills_at_any_moment_change_nothing(tree, checked, tmp_path):
-    wanted = [path.read_bytes() for path in (checked.out.quarantine,)]
-    manifest = [(v.path, v.label, v.split) for v in read_manifest(checked.out.manifest)]
-    words = [sys.executable, "-c", "from tubelet.data.check import check; import sys; check(sys.argv[1], sys.argv[2], workers=2)"]
-    draw = numpy.random.default_rng(int(os.environ.get("PYTEST_SEED", "0")))
-    out = tmp_path / "clips.csv"
-    killed = 0
-    for _ in range(5):
-        process = subprocess.Popen([*words, str(tree), str(out)], env=os.environ | {"PYTHONPATH": _source()})
-        time.sleep(draw.uniform(0.1, 0.9))
-        killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
+    out, journal = tmp_path / "clips.csv", tmp_path / "clips-check.jsonl"
+    words = [sys.executable, "-c", SLOWLY, str(tree), str(out)]
+    environment = os.environ | {"PYTHONPATH": str(Path(inspect.__file__).parents[2])}
+    draw, known = numpy.random.default_rng(), []
+    for _ in range(4):
+        process = subprocess.Popen(words, env=environment)
+        while not journal.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.4))
+        process.kill()
         process.wait()
-    subprocess.run([*words, str(tree), str(out)], check=True, env=os.environ | {"PYTHONPATH": _source()})
-    assert killed
-    assert [(v.path, v.label, v.split) for v in read_manifest(out)] == manifest
-    assert [out.with_name("clips-quarantine.csv").read_bytes()] == wanted
+        known.append(journal.read_bytes().count(b"\n"))
+    assert known == sorted(known) and any(0 < lines < len(checked.manifest) for lines in known)
+    subprocess.run(words, check=True, env=environment)
+    assert [(v.path, v.label, v.split) for v in read_manifest(out)] == [
+        (v.path, v.label, v.split) for v in read_manifest(checked.out.manifest)
+    ]
+    assert out.with_name("clips-quarantine.csv").read_bytes() == checked.out.quarantine.read_bytes()
 
 
 def test_a_crash_and_a_hang_are_quarantined_and_tried_again_next_time(tree, tmp_path, monkeypatch):
@@ -230,9 +244,8 @@ def test_remarks(videos, code, detail):
 
 
 def test_parts_of_one_file_in_two_splits_leak():
-    parts = [
-        Video(Path("/v/film.mp4"), 2.0 * n, 2.0 * n + 2, split=split) for n, split in enumerate(("train", "train", "val"))
-    ]
+    splits = ("train", "train", "val")
+    parts = [Video(Path("/v/film.mp4"), 2.0 * n, 2.0 * n + 2, split=split) for n, split in enumerate(splits)]
     (leak,) = seen(*parts).leaks()
     assert (leak.group, leak.rows) == ("film.mp4", {"val": [2], "train": [0, 1]})
     assert seen(*parts).copies() == []
@@ -261,5 +274,28 @@ def test_every_code_has_a_meaning_and_a_remedy():
     assert all(case.meaning.endswith((".", "?")) and case.remedy.endswith(".") for case in CASES.values())
 
 
-def _source() -> str:
-    return str(Path(inspect.__file__).parents[2])
+# The command
+
+
+def test_the_command_answers_0_where_a_manifest_was_written_and_1_where_nothing_is_usable(tree, tmp_path, capfd):
+    out = tmp_path / "clips.csv"
+    assert cli.main(["data", "check", str(tree), "-o", str(out), "--drop-duplicates", "near"]) == 0
+    said = capfd.readouterr()
+    assert "left out: near_duplicate" in said.out and str(out) in said.err
+    assert len(read_manifest(out)) == 6 and (tmp_path / "clips-check.html").exists()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/a.mp4").write_bytes(b"")
+    assert cli.main(["data", "check", str(tmp_path / "bad"), "-o", str(tmp_path / "bad.csv")]) == 1
+    assert "none of the 1 rows" in capfd.readouterr().err
+    assert (tmp_path / "bad-check.html").exists() and not (tmp_path / "bad.csv").exists()
+
+
+def test_the_command_says_what_a_recipe_will_cost(tree, tmp_path, capfd):
+    mine = make_recipe(tmp_path / "mine.yaml", Path("???"))
+    words = ["data", "check", str(tree), "-o", str(tmp_path / "clips.csv")]
+    assert cli.main([*words, "--recipe", str(mine), "--train.length", "10 steps"]) == 0
+    assert "what binds" in capfd.readouterr().out
+    told = json.loads((tmp_path / "clips-check.json").read_text())
+    assert told["cost"]["steps"] == 10 and told["cost"]["hours"] > 0
+    assert cli.main([*words, "--train.length", "10 steps"]) == 2
+    assert "name it with --recipe" in capfd.readouterr().err
