@@ -182,7 +182,7 @@ def test_nothing_usable_writes_the_quarantine_and_no_manifest(tmp_path):
         (tmp_path / f"videos/{name}.mp4").write_bytes(b"")
     found = check(tmp_path / "videos", tmp_path / "clips.csv", workers=0)
     assert len(found.clean) == 0 and not found.out.manifest.exists()
-    assert found.remarks[0].code == "most_unreadable"
+    assert found.remarks[0].code == "many_unreadable"
     assert len(found.out.quarantine.read_text().splitlines()) == 3
 
 
@@ -281,7 +281,7 @@ def test_the_command_answers_0_where_a_manifest_was_written_and_1_where_nothing_
     out = tmp_path / "clips.csv"
     assert cli.main(["data", "check", str(tree), "-o", str(out), "--drop-duplicates", "near"]) == 0
     said = capfd.readouterr()
-    assert "left out: near_duplicate" in said.out and str(out) in said.err
+    assert "near_duplicate (1)" in said.out and str(out) in said.err
     assert len(read_manifest(out)) == 6 and (tmp_path / "clips-check.html").exists()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.mp4").write_bytes(b"")

@@ -106,6 +106,12 @@ class Checked:
         return dict(sorted(found.items(), key=lambda item: (order.index(CASES[item[0]].severity), -len(item[1]))))
 
     @property
+    def warnings(self) -> list[str]:
+        """The codes of all warnings: of the corpus first, then of files, commonest first."""
+        codes = [*(remark.code for remark in self.remarks), *self.findings]
+        return list(dict.fromkeys(code for code in codes if CASES[code].severity == "warning"))
+
+    @property
     def quarantined(self) -> dict[str, list[LeftOut]]:
         """Code -> rows that were left out, commonest first."""
         codes = [code for code, _ in Counter(left.code for left in self.left_out).most_common()]
@@ -134,10 +140,13 @@ class Checked:
     def summary(self) -> list[tuple[str, str]]:
         """Rows of a table for people: what, how much."""
         rows = [("rows", f"{len(self.manifest):,}"), ("kept", f"{len(self.clean):,}")]
-        rows += [(f"left out: {code}", f"{len(left):,}") for code, left in self.quarantined.items()]
+        if self.left_out:
+            rows.append(("left out", _counted({code: len(left) for code, left in self.quarantined.items()})))
         rows += [(f"{CASES[remark.code].severity}: {remark.code}", remark.detail) for remark in self.remarks]
-        for code, found in self.findings.items():
-            rows.append((f"{CASES[code].severity}: {code}", f"{len(found):,} rows"))
+        for severity in ("warning", "note"):
+            counts = {code: len(found) for code, found in self.findings.items() if CASES[code].severity == severity}
+            if counts:
+                rows.append((f"{severity}s of files", _counted(counts)))
         seconds = [file.info.duration_s for _, file in self.usable if file.info]
         if seconds:
             rows.append(("seconds a file", inspect.spread(seconds)))
@@ -208,7 +217,7 @@ def check(
     copies, leaks = seen.copies(), seen.leaks()
     remarks = seen.remarks(copies, leaks)
     if len(left_out) > 0.1 * len(manifest):
-        remarks.insert(0, Remark("most_unreadable", f"{len(left_out):,} of {len(manifest):,} rows", sorted(gone)))
+        remarks.insert(0, Remark("many_unreadable", f"{len(left_out):,} of {len(manifest):,} rows", sorted(gone)))
     if drop_duplicates:
         left_out += _spare_copies(manifest, copies, drop_duplicates)
     if drop_leaks:
@@ -273,6 +282,10 @@ def _leaked(manifest: Manifest, leaks: list[Leak]) -> list[LeftOut]:
             reason = f"its group {leak.group} is in {first[0]} too"
             left_out += [LeftOut(row, manifest[row].path, "leak", reason) for row in rows]
     return left_out
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{code} ({count:,})" for code, count in counts.items())
 
 
 def _write_quarantine(path: Path, left_out: list[LeftOut]) -> None:

@@ -37,7 +37,7 @@ CASES: dict[str, Case] = {
         "warning", "Videos that belong together (the same group, or parts of the same file) are in two splits.",
         "--drop-leaks drops them from training; or divide by group.",
     ),
-    "most_unreadable": Case(
+    "many_unreadable": Case(
         "warning", "More than a tenth of the rows cannot be used.",
         "Look for one cause behind them: a broken download, a disk that is not mounted, a wrong folder.",
     ),
@@ -78,8 +78,8 @@ CASES: dict[str, Case] = {
         "The accuracy will say nothing about them.",
     ),
     "class_without_video": Case(
-        "warning", "The column class_number leaves out some numbers: they are classes without a video.",
-        "Check that the list of classes is the one the labels were made with.",
+        "warning", "Some classes have no usable video: all are left out, or class_number leaves out their number.",
+        "Mend what was left out, or check that the list of classes is the one the labels were made with.",
     ),
     "some_unlabelled": Case(
         "note", "Some rows have a label and some have none.",
@@ -240,7 +240,7 @@ class Corpus:
 
     def _about_pictures(self) -> Iterator[Remark]:
         infos = [file.info for file in self.files if file.info is not None]
-        rates = Counter(round(info.fps, 2) for info in infos)
+        rates = Counter(float(f"{info.fps:.4g}") for info in infos)
         if rates and max(rates) > 1.01 * min(rates):
             low, high = min(rates), max(rates)
             yield Remark(

@@ -17,7 +17,7 @@ NEAR_BITS = 6.0
 """Of 64: so many differ in a frame, on average, in what is still taken for the same."""
 SHARE_OF_CHANGE = 0.45
 """And this share of the bits in which the frames of one video differ from one another. Measured on clips of UCF101,
-Weizmann and yoga poses: copies of half the size at crf 32 have 0.02 to 0.4, other videos of the same scene 0.6 and more."""
+Weizmann and yoga poses: copies of half the size at crf 32 have 0.02 to 0.4, others of the same scene 0.6 and more."""
 LEAST_CHANGE = 3.0
 """Bits in which two frames of a video differ on average, if there is to be any telling it from others by hashes."""
 

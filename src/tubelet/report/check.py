@@ -18,6 +18,10 @@ from tubelet.data.listing import Video, natural_sort
 
 SHOWN = 12
 """Videos of each kind of finding that are shown."""
+NAMED = 6
+"""Kinds of finding that the first paragraph names."""
+STEPS = 12
+"""Things to do next."""
 SETS = 24
 """Sets of copies that are shown."""
 LISTED = 200
@@ -100,20 +104,21 @@ def verdict(checked: Checked) -> str:
     seconds = sum(_seconds(video, file.info) for video, file in checked.usable if file.info)
     text = f"{kept:,} of {rows:,} rows can be used ({100 * kept / rows:.1f} %), {_duration(seconds)} of video."
     if checked.left_out:
-        reasons = ", ".join(f"{_words(code)} ({len(left):,})" for code, left in checked.quarantined.items())
-        text += f" {rows - kept:,} were left out: {reasons}."
-    warnings = [*(r.code for r in checked.remarks if CASES[r.code].severity == "warning")]
-    warnings += [code for code in checked.findings if CASES[code].severity == "warning"]
-    if warnings:
-        text += f" Worth a look: {', '.join(_words(code) for code in warnings)}."
-    return f"{text} {'' if warnings or checked.left_out else 'Nothing was found that is worth a warning.'}".strip()
+        text += f" {rows - kept:,} were left out: "
+        text += f"{_named([f'{_words(code)} ({len(left):,})' for code, left in checked.quarantined.items()])}."
+    if checked.warnings:
+        text += f" Worth a look: {_named([_words(code) for code in checked.warnings])}."
+    elif not checked.left_out:
+        text += " Nothing was found that is worth a warning."
+    return text
 
 
 def steps(checked: Checked) -> list[str]:
-    """What to do next, most pressing first."""
-    codes = [*checked.quarantined, *(r.code for r in checked.remarks if CASES[r.code].severity == "warning")]
-    codes += [code for code in checked.findings if CASES[code].severity == "warning"]
-    return [f"{_words(code).capitalize()}: {CASES[code].remedy}" for code in dict.fromkeys(codes)]
+    """What to do about the most pressing things: what was left out, then what the corpus has, then what files have."""
+    remedies: dict[str, list[str]] = {}
+    for code in dict.fromkeys([*checked.quarantined, *checked.warnings]):
+        remedies.setdefault(CASES[code].remedy, []).append(_words(code))
+    return [f"{_named(words).capitalize()}: {remedy}" for remedy, words in remedies.items()][:STEPS]
 
 
 def histograms(checked: Checked) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -204,6 +209,11 @@ def _binned(values: Iterable[float], edges: Sequence[float]) -> list[tuple[str, 
     labels = [f"{low:g} – {high:g}" if high < float("inf") else f"{low:g} and more" for low, high in bins]
     span = slice(filled[0], filled[-1] + 1)
     return list(zip(labels[span], counts[span], strict=True))
+
+
+def _named(words: Sequence[str]) -> str:
+    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    return ", ".join(words[:NAMED]) + more
 
 
 def _words(code: str) -> str:
