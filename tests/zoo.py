@@ -20,14 +20,25 @@ from typing import Any
 import av
 import numpy
 
-os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder is talkative
-
+from films import (
+    FIRST,
+    FPS,
+    FRAMES,
+    QUIET_X265,
+    SIZE,
+    box,
+    damage,
+    edited,
+    film,
+    noise,
+    numbered,
+    packets,
+    payload,
+    remux,
+    together,
+    with_box,
+)
 from videos import make_sound, painted
-
-FPS, FRAMES, FIRST = 30, 70, 100
-"""70 frames are more than a clip; their numbers, from 100, turn each bit on and off, so that no
-column of the picture stays dark like a bar."""
-SIZE = (48, 64)
 
 Shown = Sequence[tuple[float, int]]
 """When frames' displays start, in seconds from the first, and the numbers painted in them."""
@@ -39,18 +50,13 @@ class Case:
     name: str
     write: Callable[[Path], Any]
     shown: Shown
-    """Frames that must be exact; those that damage may touch are not listed. Empty: the file is refused."""
+    """Frames that must be exact; those that damage may touch are not listed. Empty: the reader refuses the file."""
     reason: str
-    """A pattern of the reason why it is refused."""
+    """A pattern of the reason why the reader refuses it, or the doctor alone; empty: neither does."""
     findings: frozenset[str]
-    read_too: bool
-    """Whether a file that the doctor refuses is read all the same: it is quarantined for what a reader cannot know."""
+    about: str
     fault: str
     """What the reader does wrong as yet, if anything."""
-
-    @property
-    def about(self) -> str:
-        return " ".join((getattr(self.write, "func", self.write).__doc__ or "").split())
 
 
 CASES: list[Case] = []
@@ -72,11 +78,13 @@ ELSEWHERE = {
 
 
 def case(
-    number: int, name: str, *, shown: Shown = (), reason: str = "", findings: str = "", read_too: bool = False,
-    fault: str = "",
+    number: int, name: str, *, shown: Shown = (), reason: str = "", findings: str = "", about: str = "", fault: str = ""
 ) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any]]:
+    """Lists a function as a case. What the case is about is the function's docstring, unless said."""
+
     def add(write: Callable[[Path], Any]) -> Callable[[Path], Any]:
-        CASES.append(Case(number, name, write, shown, reason, frozenset(findings.split()), read_too, fault))
+        told = " ".join((about or getattr(write, "func", write).__doc__ or "").split())
+        CASES.append(Case(number, name, write, shown, reason, frozenset(findings.split()), told, fault))
         return write
 
     return add
@@ -90,129 +98,6 @@ def steady(numbers: Iterable[int] = range(FRAMES), fps: float = FPS) -> Shown:
 def in_a_row(numbers: Iterable[int], fps: float = FPS) -> Shown:
     """Frames of these places, one after the other from time 0."""
     return [(k / fps, FIRST + number) for k, number in enumerate(numbers)]
-
-
-# ---- writing: films, and surgery on them
-
-
-def film(
-    path: Path,
-    pictures: Iterable[numpy.ndarray] | None = None,
-    *,
-    codec: str = "libx264",
-    fps: float = FPS,
-    starts_s: Sequence[float] | None = None,
-    size: tuple[int, int] = SIZE,
-    gop: int = 12,
-    b_frames: int = 2,
-    pix_fmt: str = "yuv420p",
-    options: dict[str, str] | None = None,
-    muxer: dict[str, str] | None = None,
-    kind: str | None = None,
-    prepare: Callable[[Any], None] = lambda stream: None,
-) -> Path:
-    """Writes pictures (H W 3 uint8), numbered ones by default, as a video file.
-
-    Args:
-        starts_s: when each frame starts; at a constant `fps` if not given.
-        kind: the container, where the file's ending does not say it.
-        prepare: sets what else there is to be set of the stream.
-    """
-    rate = Fraction(fps).limit_denominator(1001)
-    clock = 1 / rate if starts_s is None else Fraction(1, 90_000)
-    extra = {"crf": "12", "preset": "veryfast", "sc_threshold": "0"} if codec == "libx264" else {}
-    if codec == "libx265":
-        extra = {"x265-params": "log-level=none:pools=1:frame-threads=1"}
-    with av.open(str(path), "w", format=kind, options=muxer or {}) as container:
-        choices = {"g": str(gop), "bf": str(b_frames)} | extra | (options or {})
-        stream: Any = container.add_stream(codec, rate=rate, options=choices)
-        stream.height, stream.width = size
-        stream.pix_fmt = pix_fmt
-        stream.codec_context.thread_count = 1
-        if starts_s is not None:
-            stream.codec_context.time_base = clock
-        prepare(stream)
-        for k, picture in enumerate(numbered(size=size) if pictures is None else pictures):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt)
-            frame.pts, frame.time_base = k if starts_s is None else round(starts_s[k] / clock), clock
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def numbered(numbers: Iterable[int] = range(FRAMES), size: tuple[int, int] = SIZE) -> Iterable[numpy.ndarray]:
-    return (painted(FIRST + number, size) for number in numbers)
-
-
-def remux(source: Path, target: Path, keep: Callable[[int, Any], bool], kind: str | None = None) -> None:
-    """Copies the packets of the video that are kept; the first argument of `keep` counts them."""
-    with av.open(str(source)) as old, av.open(str(target), "w", format=kind) as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        for number, packet in enumerate(old.demux(old.streams.video[0])):
-            if packet.dts is not None and keep(number, packet):
-                packet.stream = stream
-                new.mux(packet)
-
-
-def packets(path: Path) -> list[tuple[int, int, bool]]:
-    """Place in the file, bytes, and whether it is a key frame, of each packet of the video as stored."""
-    with av.open(str(path)) as container:
-        found = container.demux(container.streams.video[0])
-        return [(p.pos, p.size, p.is_keyframe) for p in found if p.size and p.pos is not None]
-
-
-def box(data: bytes, path: str) -> tuple[int, int]:
-    """Where the box of an MP4 file is, such as "moov.trak.mdia.mdhd": its first byte and the one after its last."""
-    start, end = 0, len(data)
-    for name in path.split("."):
-        while data[start + 4 : start + 8] != name.encode():
-            start += struct.unpack_from(">I", data, start)[0]
-            assert start < end, f"no box {path}"
-        end = start + struct.unpack_from(">I", data, start)[0]
-        if name != path.split(".")[-1]:
-            start += 8
-    return start, end
-
-
-def with_box(data: bytes, path: str, payload: bytes) -> bytes:
-    """An MP4 file, its moov box the last, in which a box has another payload."""
-    start, end = box(data, path)
-    grown = 8 + len(payload) - (end - start)
-    whole = bytearray(data)
-    whole[start:end] = struct.pack(">I", 8 + len(payload)) + data[start + 4 : start + 8] + payload
-    names = path.split(".")
-    for depth in range(1, len(names)):
-        outer, _ = box(data, ".".join(names[:depth]))
-        struct.pack_into(">I", whole, outer, struct.unpack_from(">I", data, outer)[0] + grown)
-    return bytes(whole)
-
-
-def payload(data: bytes, path: str) -> bytes:
-    start, end = box(data, path)
-    return data[start + 8 : end]
-
-
-def edited(path: Path, edits: Sequence[tuple[float, int]], **choices: Any) -> None:
-    """A film with an edit list: seconds of display, and the frame it starts with (-1: nothing is shown)."""
-    data = film(path, muxer={"movie_timescale": "15360"}, **choices).read_bytes()
-    movie_ticks = struct.unpack(">I", payload(data, "moov.mvhd")[12:16])[0]
-    ticks = struct.unpack(">I", payload(data, "moov.trak.mdia.mdhd")[12:16])[0]
-    zero = struct.unpack(">i", payload(data, "moov.trak.edts.elst")[12:16])[0]  # where the first frame is shown
-    rows = [
-        struct.pack(">IiI", round(seconds * movie_ticks), -1 if frame < 0 else zero + frame * ticks // FPS, 1 << 16)
-        for seconds, frame in edits
-    ]
-    path.write_bytes(with_box(data, "moov.trak.edts.elst", struct.pack(">II", 0, len(rows)) + b"".join(rows)))
-
-
-def damage(path: Path, change: Callable[[bytearray], Any]) -> None:
-    data = bytearray(path.read_bytes())
-    change(data)
-    path.write_bytes(data)
-
-
-def noise(count: int, seed: int = 0) -> bytes:
-    return numpy.random.default_rng(seed).bytes(count)
 
 
 # ---- 1 to 4: nothing there
@@ -289,13 +174,13 @@ def cut(path: Path, after: int, **choices: Any) -> None:
 
 
 front = {"movflags": "faststart"}
-case(6, "cut_early.mp4", reason="breaks off", findings="breaks_off", shown=steady(range(20)), read_too=True)(
+case(6, "cut_early.mp4", reason="breaks off", findings="breaks_off", shown=steady(range(20)))(
     functools.partial(cut, after=24, muxer=front)
 )
 case(6, "cut_late.mp4", findings="cut_short damaged_middle", shown=steady(range(45)))(
     functools.partial(cut, after=50, muxer=front)
 )
-case(6, "cut_early.mkv", reason="breaks off", findings="breaks_off", shown=steady(range(20)), read_too=True)(
+case(6, "cut_early.mkv", reason="breaks off", findings="breaks_off", shown=steady(range(20)))(
     functools.partial(cut, after=24)
 )
 case(6, "cut_late.mkv", findings="cut_short", shown=steady(range(45)))(functools.partial(cut, after=50))
@@ -411,7 +296,7 @@ def promised(path: Path, frames: int) -> None:
 
 
 case(10, "counts_98.mp4", shown=steady(), findings="cut_short")(functools.partial(promised, frames=98))
-case(10, "counts_431.mp4", shown=steady(), reason="breaks off", findings="breaks_off", read_too=True)(
+case(10, "counts_431.mp4", shown=steady(), reason="breaks off", findings="breaks_off")(
     functools.partial(promised, frames=431)
 )
 
@@ -427,10 +312,8 @@ def promised_avi(path: Path, frames: int) -> None:
     damage(path, lie)
 
 
-case(10, "counts_98.avi", shown=steady(), findings="cut_short")(
-    functools.partial(promised_avi, frames=98)
-)
-case(10, "counts_431.avi", shown=steady(), reason="breaks off", findings="breaks_off", read_too=True)(
+case(10, "counts_98.avi", shown=steady(), findings="cut_short")(functools.partial(promised_avi, frames=98))
+case(10, "counts_431.avi", shown=steady(), reason="breaks off", findings="breaks_off")(
     functools.partial(promised_avi, frames=431)
 )
 
@@ -510,12 +393,33 @@ def _(path: Path) -> None:
 
 
 @case(
-    16, "two_of_three.mp4", reason="damaged: 46 frames, of 70", findings="mostly_damaged",
-    shown=steady(range(0, 70, 3)), read_too=True,
-)  # fmt: skip
+    16,
+    "two_of_three.mp4",
+    reason="damaged: 46 of 70 frames",
+    findings="mostly_damaged repeats_frames",
+    shown=steady(range(0, 70, 3)),
+)
 def _(path: Path) -> None:
     """noise in place of two of three pictures, each a key frame: most of any clip is another frame's"""
     spoil(path, noise, lambda number, key: number % 3 > 0, gop=1, b_frames=0)
+
+
+@case(
+    16,
+    "scratched.avi",
+    reason="damaged: 5. of 70 frames",
+    findings="mostly_damaged repeats_frames",
+    shown=[(0, FIRST)],
+)
+def _(path: Path) -> None:
+    """a bit of each picture but the first is flipped: decoders make something of it that nobody painted"""
+    stored = packets(film(path, codec="mpeg4", b_frames=0, gop=1))
+
+    def scratch(data: bytearray) -> None:
+        for place, size, _ in stored[1:]:
+            data[place + size * 2 // 3] ^= 0x10
+
+    damage(path, scratch)
 
 
 @case(17, "hevc_noise.mp4", reason="none of its frames", findings="nothing_decodes")
@@ -569,8 +473,16 @@ def _(path: Path) -> None:
 # ---- 19 to 26: time
 
 
-case(19, "no_times.avi", shown=steady())(functools.partial(film, codec="mpeg4", b_frames=0))
-case(20, "no_times_b_frames.avi", shown=steady(), findings="no_timestamps")(film)
+case(19, "no_times.avi", shown=steady(), about="a container without times (AVI): frames are counted")(
+    functools.partial(film, codec="mpeg4", b_frames=0)
+)
+case(
+    20,
+    "no_times_b_frames.avi",
+    shown=steady(),
+    findings="no_timestamps",
+    about="the same with B-frames, whose numbers are not in the order of display",
+)(film)
 
 
 @case(20, "no_times_b_frames.h264", shown=steady(fps=25), findings="no_timestamps duration_differs")
@@ -594,15 +506,17 @@ def _(path: Path) -> None:
     edited(path, [(65 / FPS, 5)])
 
 
-case(22, "negative_offsets.mp4", shown=steady())(
-    functools.partial(film, muxer={"movflags": "negative_cts_offsets"})
-)
+case(
+    22, "negative_offsets.mp4", shown=steady(), about="decoding starts before time 0 (negative offsets of composition)"
+)(functools.partial(film, muxer={"movflags": "negative_cts_offsets"}))
 
 
 @case(
-    22, "first_without_times.mkv", findings="no_timestamps timestamps_not_increasing",
+    22,
+    "first_without_times.mkv",
+    findings="no_timestamps timestamps_not_increasing",
     shown=[*steady(range(9)), *((k / FPS, FIRST + 10 + k) for k in range(10, 60))],
-)  # fmt: skip
+)
 def _(path: Path) -> None:
     """ten frames before time 0, which lose their times; they are counted, and then the clock holds"""
     film(path, starts_s=[(k - 10) / FPS for k in range(FRAMES)], muxer={"avoid_negative_ts": "disabled"})
@@ -616,16 +530,26 @@ def _(path: Path) -> None:
 
 
 open_gop = {"x264-params": "open-gop=1:keyint=12:bframes=2:b-adapt=0:scenecut=0"}
-case(24, "open_gop.mp4", shown=steady())(functools.partial(film, options=open_gop))
-case(24, "open_gop.ts", shown=steady())(functools.partial(film, options=open_gop))
+case(
+    24,
+    "open_gop.mp4",
+    shown=steady(),
+    about="open groups of pictures: some before a key frame in display come after it in the file",
+)(functools.partial(film, options=open_gop))
+case(24, "open_gop.ts", shown=steady(), about="the same in a stream without an index")(
+    functools.partial(film, options=open_gop)
+)
 
 
 @case(24, "open_gop_hevc.mp4", shown=steady())
 def _(path: Path) -> None:
     """open groups of pictures, HEVC: pictures before a key frame in display, after it in the file"""
-    film(path, codec="libx265", size=(64, 128), options={
-        "x265-params": "log-level=none:pools=1:frame-threads=1:open-gop=1:keyint=12:min-keyint=12:bframes=2:scenecut=0"
-    })  # fmt: skip
+    film(
+        path,
+        codec="libx265",
+        size=(64, 128),
+        options={"x265-params": f"{QUIET_X265}:open-gop=1:keyint=12:min-keyint=12:bframes=2:scenecut=0"},
+    )
 
 
 @case(24, "open_gop_cut.ts", shown=in_a_row(range(12, 70)), findings="starts_without_key_frame cut_short")
@@ -635,27 +559,50 @@ def _(path: Path) -> None:
     remux(whole, path, lambda number, packet: number >= 5, kind="mpegts")
 
 
-case(25, "one_edit.mp4", shown=in_a_row(range(20, 50)), findings="edit_list")(
-    functools.partial(edited, edits=[(30 / FPS, 20)])
-)
-case(25, "ends_on_b_frame.mp4", shown=in_a_row(range(23)), findings="edit_list")(
-    functools.partial(edited, edits=[(23 / FPS, 0)], gop=250)
-)
-case(25, "three_edits.mp4", shown=in_a_row([*range(10), *range(30, 40), *range(55, 65)]), findings="edit_list")(
-    functools.partial(edited, edits=[(10 / FPS, 0), (10 / FPS, 30), (10 / FPS, 55)], b_frames=0)
-)
-case(25, "edits_at_keys.mp4", shown=in_a_row([*range(10), *range(36, 46), *range(60, 70)]), findings="edit_list")(
-    functools.partial(edited, edits=[(10 / FPS, 0), (10 / FPS, 36), (10 / FPS, 60)])
-)
 case(
-    25, "edits_between_keys.mp4", shown=in_a_row([*range(10), *range(30, 40), *range(55, 65)]),
+    25,
+    "one_edit.mp4",
+    shown=in_a_row(range(20, 50)),
+    findings="edit_list",
+    about="an edit list that cuts off both ends, between key frames",
+)(functools.partial(edited, edits=[(30 / FPS, 20)]))
+case(
+    25,
+    "ends_on_b_frame.mp4",
+    shown=in_a_row(range(23)),
+    findings="edit_list",
+    about="an edit list that ends on a B-frame",
+)(functools.partial(edited, edits=[(23 / FPS, 0)], gop=250))
+case(
+    25,
+    "three_edits.mp4",
+    shown=in_a_row([*range(10), *range(30, 40), *range(55, 65)]),
+    findings="edit_list",
+    about="three edits, which start between key frames",
+)(functools.partial(edited, edits=[(10 / FPS, 0), (10 / FPS, 30), (10 / FPS, 55)], b_frames=0))
+case(
+    25,
+    "edits_at_keys.mp4",
+    shown=in_a_row([*range(10), *range(36, 46), *range(60, 70)]),
+    findings="edit_list",
+    about="three edits, which start at key frames, with B-frames",
+)(functools.partial(edited, edits=[(10 / FPS, 0), (10 / FPS, 36), (10 / FPS, 60)]))
+case(
+    25,
+    "edits_between_keys.mp4",
+    shown=in_a_row([*range(10), *range(30, 40), *range(55, 65)]),
     findings="edit_list timestamps_not_increasing",
     fault="FFmpeg gives frames after an edit between key frames times a frame late, where there are B-frames",
-)(functools.partial(edited, edits=[(10 / FPS, 0), (10 / FPS, 30), (10 / FPS, 55)]))  # fmt: skip
-case(25, "repeated_edit.mp4", shown=in_a_row([*range(12, 36), *range(12, 36)]), findings="edit_list")(
-    functools.partial(edited, edits=[(24 / FPS, 12), (24 / FPS, 12)])
-)
-case(25, "empty_edit.mp4", shown=steady(), findings="starts_late")(
+    about="three edits, which start between key frames, with B-frames",
+)(functools.partial(edited, edits=[(10 / FPS, 0), (10 / FPS, 30), (10 / FPS, 55)]))
+case(
+    25,
+    "repeated_edit.mp4",
+    shown=in_a_row([*range(12, 36), *range(12, 36)]),
+    findings="edit_list",
+    about="the same second twice, by two edits",
+)(functools.partial(edited, edits=[(24 / FPS, 12), (24 / FPS, 12)]))
+case(25, "empty_edit.mp4", shown=steady(), findings="starts_late", about="an edit that shows nothing for 1.5 seconds")(
     functools.partial(edited, edits=[(1.5, -1), (70 / FPS, 0)])
 )
 
@@ -670,18 +617,22 @@ def timed(path: Path, ticks: Sequence[tuple[int, int]], **choices: Any) -> None:
 
 
 @case(
-    26, "same_times.mp4", findings="timestamps_not_increasing",
+    26,
+    "same_times.mp4",
+    findings="timestamps_not_increasing",
     shown=[*steady(range(28)), (28 / FPS, FIRST + 30), *steady(range(31, 70))],
-)  # fmt: skip
+)
 def _(path: Path) -> None:
     """two frames have the time of a third, which alone is seen"""
     timed(path, [(28, 1), (2, 0), (1, 3), (39, 1)])
 
 
 @case(
-    26, "times_go_back.mkv", findings="timestamps_not_increasing full_range",
+    26,
+    "times_go_back.mkv",
+    findings="timestamps_not_increasing full_range",
     shown=steady([*range(29), *range(40, 70)]),
-)  # fmt: skip
+)
 def _(path: Path) -> None:
     """the clock of ten frames is a third of a second slow: they come when their time is over"""
     stored = packets(film(path, codec="mjpeg", pix_fmt="yuvj420p", b_frames=0))
@@ -700,7 +651,7 @@ def _(path: Path) -> None:
 UNEVEN_S = [0.0, *(numpy.cumsum(numpy.random.default_rng(0).choice([1, 1, 2, 5], FRAMES - 1)) / FPS).tolist()]
 UNEVEN = [(start_s, FIRST + k) for k, start_s in enumerate(UNEVEN_S)]
 for suffix in ("mp4", "mkv", "ts"):
-    case(27, f"variable_rate.{suffix}", shown=UNEVEN, findings="variable_rate")(
+    case(27, f"variable_rate.{suffix}", shown=UNEVEN, findings="variable_rate", about="frames last differently")(
         functools.partial(film, starts_s=UNEVEN_S)
     )
 
@@ -717,9 +668,15 @@ def _(path: Path) -> None:
     damage(path, lie)
 
 
-case(28, "rate_1.mp4", shown=steady(fps=1), findings="rate_unbelievable")(functools.partial(film, fps=1))
-case(28, "rate_1000.mp4", shown=steady(fps=1000), findings="rate_unbelievable")(functools.partial(film, fps=1000))
-case(29, "backward.mp4", shown=steady())(functools.partial(film, codec="libx265", size=(64, 128), b_frames=3))
+case(28, "rate_1.mp4", shown=steady(fps=1), findings="rate_unbelievable", about="one frame a second")(
+    functools.partial(film, fps=1)
+)
+case(28, "rate_1000.mp4", shown=steady(fps=1000), findings="rate_unbelievable", about="a thousand frames a second")(
+    functools.partial(film, fps=1000)
+)
+case(
+    29, "backward.mp4", shown=steady(), about="HEVC with three B-frames, read backward, which must give no stale frame"
+)(functools.partial(film, codec="libx265", size=(64, 128), b_frames=3))
 
 
 @case(30, "all_are_keys.mp4", shown=steady())
@@ -755,9 +712,13 @@ def _(path: Path) -> None:
     film(path, muxer={"movflags": "frag_keyframe+empty_moov+default_base_moof"})
 
 
-case(31, "program_stream.mpg", shown=steady(fps=25), findings="duration_differs starts_late")(
-    functools.partial(film, codec="mpeg2video", size=(48, 128), fps=25)
-)
+case(
+    31,
+    "program_stream.mpg",
+    shown=steady(fps=25),
+    findings="duration_differs starts_late",
+    about="a program stream (MPEG-PS), which has no index and whose length is an estimate",
+)(functools.partial(film, codec="mpeg2video", size=(48, 128), fps=25))
 
 # ---- 32 to 40: length, size, shape
 
@@ -783,7 +744,7 @@ def of_size(path: Path, size: tuple[int, int], frames: int = FRAMES, **choices: 
     film(path, numbered(range(frames), size), size=size, **choices)
 
 
-case(34, "of_4k.mp4", shown=steady(range(3)), findings="huge_picture shorter_than_a_clip")(
+case(34, "of_4k.mp4", shown=steady(range(3)), findings="huge_picture shorter_than_a_clip", about="4K")(
     functools.partial(of_size, size=(2160, 3840), frames=3, codec="mpeg4", b_frames=0)
 )
 
@@ -795,15 +756,21 @@ def _(path: Path) -> None:
     film(path, pictures, codec="ffv1", size=(1, 1), pix_fmt="yuv444p", b_frames=0)
 
 
-case(35, "under_a_patch.mp4", shown=steady(), findings="tiny")(functools.partial(of_size, size=(8, 14)))
-case(35, "odd.mkv", shown=steady(), findings="odd_size full_range")(
+case(35, "under_a_patch.mp4", shown=steady(), findings="tiny", about="smaller than a patch")(
+    functools.partial(of_size, size=(8, 14))
+)
+case(35, "odd.mkv", shown=steady(), findings="odd_size full_range", about="odd sides, in JPEG")(
     functools.partial(of_size, size=(47, 67), codec="mjpeg", pix_fmt="yuvj420p", b_frames=0)
 )
-case(35, "odd_444.mp4", shown=steady(), findings="odd_size")(
+case(35, "odd_444.mp4", shown=steady(), findings="odd_size", about="odd sides, in H.264")(
     functools.partial(of_size, size=(35, 33), pix_fmt="yuv444p")
 )
-case(35, "width_not_of_32.mp4", shown=steady())(functools.partial(of_size, size=(66, 90)))
-case(35, "ten_to_one.mp4", shown=steady(), findings="extreme_aspect")(functools.partial(of_size, size=(32, 320)))
+case(35, "width_not_of_32.mp4", shown=steady(), about="a width that is no multiple of 32, nor of 4")(
+    functools.partial(of_size, size=(66, 90))
+)
+case(35, "ten_to_one.mp4", shown=steady(), findings="extreme_aspect", about="ten times as wide as high")(
+    functools.partial(of_size, size=(32, 320))
+)
 
 
 def two_sizes(path: Path, second: tuple[int, int]) -> None:
@@ -873,8 +840,10 @@ def _(path: Path) -> None:
 
 
 interlacing = {"x264-params": "interlaced=1"}
-case(39, "interlaced.mp4", shown=steady(), findings="interlaced")(functools.partial(film, options=interlacing))
-case(39, "interlaced_crop.mp4", shown=steady(), findings="interlaced")(
+case(39, "interlaced.mp4", shown=steady(), findings="interlaced", about="interlaced")(
+    functools.partial(film, options=interlacing)
+)
+case(39, "interlaced_crop.mp4", shown=steady(), findings="interlaced", about="interlaced, of a size that is cropped")(
     functools.partial(of_size, size=(52, 66), options=interlacing)
 )
 
@@ -917,17 +886,19 @@ case(41, "full_range.mp4", shown=steady(), findings="full_range")(functools.part
 case(41, "alpha.mkv", shown=steady(), findings="alpha")(
     functools.partial(coloured, pix_fmt="yuva420p", codec="ffv1", b_frames=0)
 )
-case(41, "rgb.avi", shown=steady())(
-    functools.partial(coloured, pix_fmt="rgb24", codec="rawvideo", b_frames=0)
-)
+case(41, "rgb.avi", shown=steady())(functools.partial(coloured, pix_fmt="rgb24", codec="rawvideo", b_frames=0))
 
 
 @case(41, "hdr.mp4", shown=steady(), findings="high_bit_depth hdr")
 def _(path: Path) -> None:
     """high dynamic range (BT.2020, PQ): read without tone mapping"""
-    film(path, pix_fmt="yuv420p10le", codec="libx265", size=(64, 128), options={
-        "x265-params": "log-level=none:pools=1:frame-threads=1:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
-    })  # fmt: skip
+    film(
+        path,
+        pix_fmt="yuv420p10le",
+        codec="libx265",
+        size=(64, 128),
+        options={"x265-params": f"{QUIET_X265}:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"},
+    )
 
 
 @case(42, "unknown_codec.mp4", reason="codec", findings="unknown_codec")
@@ -959,14 +930,15 @@ def _(path: Path) -> None:
 
 
 def with_cover(path: Path, video: bool) -> None:
-    """A cover picture, beside a video or beside sound alone."""
+    """a cover picture, beside a video or beside sound alone"""
     source = path.with_name("with_cover_source.mp4")
     if video:
         film(source)
     else:
         make_sound(source)
-    cover = film(path.with_name("cover.jpg"), numbered([155]), codec="mjpeg", pix_fmt="yuvj420p", b_frames=0,
-                 kind="image2pipe").read_bytes()  # fmt: skip
+    cover = film(
+        path.with_name("cover.jpg"), numbered([155]), codec="mjpeg", pix_fmt="yuvj420p", b_frames=0, kind="image2pipe"
+    ).read_bytes()
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream("mjpeg", rate=1)
         stream.height, stream.width, stream.pix_fmt = *SIZE, "yuvj420p"
@@ -997,19 +969,6 @@ def _(path: Path) -> None:
 def _(path: Path) -> None:
     """the first stream is sound"""
     together(path, [make_sound(path.with_name("sound_first.m4a"), 2.0), film(path.with_name("sound_first_video.mp4"))])
-
-
-def together(path: Path, sources: Sequence[Path]) -> None:
-    """The first streams of files, as those of one."""
-    with av.open(str(path), "w") as new:
-        opened = [av.open(str(source)) for source in sources]
-        streams = [new.add_stream_from_template(old.streams[0]) for old in opened]
-        mixed = [(k, p) for k, old in enumerate(opened) for p in old.demux(old.streams[0]) if p.dts is not None]
-        for k, packet in sorted(mixed, key=lambda row: row[1].dts * row[1].time_base):
-            packet.stream = streams[k]
-            new.mux(packet)
-        for old in opened:
-            old.close()
 
 
 # ---- 50 to 55: while it is read, what is in the pictures, names
@@ -1048,7 +1007,12 @@ def _(path: Path) -> None:
     film(path, (barred(p) for p in numbered()), size=(96, 64))
 
 
-case(55, " naïve, 'quoted' #1 100%20 ünï – 動画.MP4", shown=steady())(film)
+case(
+    55,
+    " naïve, 'quoted' #1 100%20 ünï – 動画.MP4",
+    shown=steady(),
+    about="a name with blanks, quotes, signs, letters of many alphabets, and a large ending",
+)(film)
 
 
 # ---- the table
@@ -1059,8 +1023,9 @@ def main(folder: Path) -> None:
     for one in CASES:
         one.write(folder / one.name)
     for one in sorted(CASES, key=lambda c: c.number):
-        outcome = f"refused: {one.reason}" if one.reason else f"{len(one.shown)} frames exact"
-        print(f"{one.number:>3}  {one.name:<24} {outcome:<34} {' '.join(sorted(one.findings)) or '-':<34} {one.about}")
+        exact = f"{len(one.shown)} frames exact" if one.shown else ""
+        outcome = ", ".join(filter(None, [exact, f"refused: {one.reason}" if one.reason else ""]))
+        print(f"{one.number:>3}  {one.name:<24} {outcome:<40} {' '.join(sorted(one.findings)) or '-':<34} {one.about}")
     for number, where in ELSEWHERE.items():
         print(f"{number:>3}  not of a file alone: {where}")
     print(f"{len(CASES)} files in {folder}")

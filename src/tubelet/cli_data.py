@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 
 from tubelet import registry
@@ -20,6 +21,7 @@ from tubelet.command import (
     usage_error,
     whole,
 )
+from tubelet.data import storage
 from tubelet.types import TubeletError
 
 
@@ -111,7 +113,11 @@ def data_check(args: Namespace, dotted: list[str]) -> None:
 @command(
     "data import", "tubelet data import ucf101 --annotations ucfTrainTestlist/ --videos UCF-101/ -o ucf101.csv",
     argument("--annotations", metavar="DIR", required=True, help="folder of the official lists"),
-    argument("--videos", type=Path, metavar="DIR", required=True, help="folder that the videos are in, at any depth"),
+    argument("--videos", type=Path, metavar="DIR", required=True,
+             help="folder that the videos are in, at any depth; where a video has no file, a folder of pictures of its "
+             "name is taken"),
+    argument("--fps", type=number, metavar="X",
+             help="pictures a second in those folders (default: the data set's own, or 30)"),
     argument("-o", "--out", type=Path, default=Path("clips.csv"), help="manifest to write (default: clips.csv)"),
     argument("--splits", nargs="+", metavar="SPLIT", help="only these splits, such as train val (default: all)"),
     argument("--keep-missing", action="store_true", help="list the videos that are not there too"),
@@ -129,7 +135,7 @@ def data_import(args: Namespace, _: list[str]) -> None:
         raise TubeletError(f"{args.out} is one of the official lists: write the manifest elsewhere with -o")
     options = chosen("data/formats", args)
     official = registry.build("data/formats", args.choice, annotations=args.annotations, **options)
-    found = gather(official.only(args.splits) if args.splits else official, args.videos, args.keep_missing)
+    found = gather(official.only(args.splits) if args.splits else official, args.videos, args.keep_missing, args.fps)
     write_manifest(args.out, found.manifest)
     list_of_missing = args.out.with_name(f"{args.out.stem}-missing.csv")
     list_of_missing.unlink(missing_ok=True)
@@ -141,6 +147,28 @@ def data_import(args: Namespace, _: list[str]) -> None:
         printed(table(args.choice, columns, rows))
     printed(table(str(args.videos), ["", ""], [list(row) for row in found.summary()]))
     say(f"wrote {args.out}; next: tubelet data scan {args.out} -o {args.out} looks whether each video can be read")
+
+
+@command(
+    "data join", "tubelet data join k400.csv ssv2.csv -o mix.csv",
+    argument("manifests", nargs="+", type=storage.place, metavar="MANIFEST", help="manifests, each a corpus"),
+    argument("-o", "--out", type=Path, required=True, help="manifest to write"),
+    argument("--no-labels", action="store_true", help="leave labels out: for pre-training alone"),
+)  # fmt: skip
+def data_join(args: Namespace, _: list[str]) -> None:
+    """Make one manifest of several corpora, with a column `corpus`, by which `data.weights` draws from them."""
+    from tubelet.data.listing import join, read_manifest, write_manifest
+    from tubelet.log import say, table, warn
+
+    manifests = [read_manifest(path) for path in args.manifests]
+    mixture = join(manifests, labels=not args.no_labels)
+    for manifest in manifests if mixture.splits else []:
+        if not manifest.splits:
+            warn(f"{manifest.source} has no splits: all its videos are for training")
+    write_manifest(args.out, mixture)
+    counts = Counter(str(video.corpus) for video in mixture)
+    printed(table(str(args.out), ["corpus", "videos"], [[name, f"{count:,}"] for name, count in counts.items()]))
+    say(f"wrote {args.out}, {len(mixture.classes):,} classes; next: tubelet train tiny --data.manifest {args.out}")
 
 
 @command(

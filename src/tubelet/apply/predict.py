@@ -14,6 +14,7 @@ from tubelet import dist
 from tubelet.checkpoint import read_about
 from tubelet.data import sample
 from tubelet.data.read import probe, read
+from tubelet.data.storage import Place
 from tubelet.data.transform import center_crop
 from tubelet.train.run import load_learner
 from tubelet.types import TubeletError
@@ -39,7 +40,7 @@ class Prediction(NamedTuple):
 
 
 @torch.no_grad()
-def predict(run: Path, video: Path, top: int = 5, segment_s: float | None = None) -> Prediction:
+def predict(run: Path, video: Place, top: int = 5, segment_s: float | None = None) -> Prediction:
     """Classifies ``video`` in consecutive segments; of each the clip in its middle is looked at.
 
     Args:

@@ -50,6 +50,9 @@ CASES: dict[str, Case] = {
     "nothing_decodes": Case("unreadable", "None of its frames can be decoded.", _AGAIN),
     "breaks_off": Case("unreadable", "It ends in the first half of what its header promises.", _AGAIN),
     "mostly_damaged": Case("unreadable", "Most of its frames are damaged.", _AGAIN),
+    "bad_picture": Case(
+        "unreadable", "A picture of a series is damaged, or of another size than the others.", "Make it anew."
+    ),
     "unreadable": Case("unreadable", "It cannot be read.", _AGAIN),
     # What is wrong with the file.
     "cut_short": Case(
@@ -91,7 +94,7 @@ CASES: dict[str, Case] = {
     "odd_size": Case("note", "An odd number of pixels.", "None is needed."),
     "extreme_aspect": Case("warning", "Long and slim: square crops miss most of it.", "Cut it, or leave it out."),
     "non_square_pixels": Case(
-        "warning", "Its pixels are not square. They are read as stored, so things look squeezed.",
+        "note", "Its pixels are not square. They are read as stored, so things look squeezed.",
         "Encode it again with -vf scale=iw*sar:ih,setsar=1.",
     ),
     "rotated": Case("note", "It is turned for display, which is heeded.", "None is needed."),
@@ -123,7 +126,7 @@ CASES: dict[str, Case] = {
 _REFUSALS = {
     "missing": r"no such file|symbolic links",
     "no_permission": r"permission",
-    "folder": r"folder",
+    "folder": r"folder|no pictures",
     "not_a_file": r"not a file",
     "empty": r"empty",
     "no_index": r"its index",
@@ -135,6 +138,7 @@ _REFUSALS = {
     "nothing_decodes": r"none of its frames",
     "breaks_off": r"breaks off",
     "not_a_video": r"not a video",
+    "bad_picture": r"damaged or cut short|give all one size|not a JPEG",
 }
 """Which reason of a reader has which code; the first that fits."""
 

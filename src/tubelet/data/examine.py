@@ -12,13 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
 import numpy
 
-from tubelet.data import decode, read, storage
+from tubelet.data import decode, pictures, read, storage
 from tubelet.data.appearance import Appearance
 from tubelet.data.cases import CASES, Case, Finding, refusal
 from tubelet.data.info import UnreadableVideo, VideoInfo
@@ -52,8 +53,13 @@ PATCH = 16
 """Pixels: the patch of the usual backbones."""
 HUGE = 2560 * 1440
 """Pixels: from here on decoding costs more than ten times that of 640 x 360."""
+SQUARE = 0.02
+"""Share that a pixel may be wider or higher: sizes are rounded to even numbers, and ratios made up for it."""
 SLIM = 3.0
 """Ratio of sides beyond which a square crop misses most of the picture. Films in Cinemascope have 2.4."""
+
+_AT_ONCE = 16
+"""Pictures of a series that are read together, each time with the first, whose size all must have."""
 
 _ENDINGS = {
     "mov,mp4,m4a,3gp,3g2,mj2": {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2"},
@@ -137,30 +143,30 @@ def examine(
     """
     where = storage.place(place)
     try:
-        return _look(where, read.probe(where, fps), frames * stride)
+        info = read.probe(where, fps)
+        film = _Pictures(where, info) if pictures.is_place(where) else _Film(where, info)
+        return _look(where, info, film, frames * stride)
     except UnreadableVideo as error:
         finding = _refused(where, error.reason)
-    except OSError as error:  # also FFmpeg's, of pictures that it cannot convert
+    except (OSError, ValueError, av.FFmpegError) as error:  # its place fails, or its pictures cannot be converted
         finding = Finding("unreadable", " ".join(str(error).split()))
     return Examination(where, reason=finding.detail, findings=[finding])
 
 
-def _look(where: Place, info: VideoInfo, clip: int) -> Examination:
+def _look(where: Place, info: VideoInfo, film: _Film | _Pictures, clip: int) -> Examination:
     """Args: `clip`: frames, at the video's rate, that a clip spans."""
-    film = _Film(where, info)
     seen = Appearance(info)
     for start_s, picture in film.play():
         seen.add(start_s, picture)
     seen.end(film.end_s)
-    findings = [*film.findings(), *_about_length(info, film.end_s, clip), *_about_shape(info)]
-    findings += seen.findings()
+    findings = [*film.findings(), *_about_length(info, film, clip), *_about_shape(info), *seen.findings()]
     findings.sort(key=lambda f: CASES[f.code].severity != "unreadable")  # a stable sort: the order stays otherwise
-    bad = CASES[findings[0].code].severity == "unreadable" if findings else False
+    refused = any(CASES[f.code].severity == "unreadable" for f in findings)
     digest, count = _digest(where)
     return Examination(
         where,
         info,
-        reason=findings[0].detail if bad else None,
+        reason=findings[0].detail if refused else None,
         findings=findings,
         digest=digest,
         bytes=count,
@@ -178,8 +184,10 @@ class _Film:
 
     def __init__(self, where: Place, info: VideoInfo) -> None:
         self.where, self.info = where, info
-        self.shown = 0
+        self.shown = self.header_frames = 0
         self.end_s = self.decode_s = 0.0
+        self.tick_s = 1.0
+        self.origin = self.last = 0  # ticks at which the first picture starts, and the latest one
         self.sound: str | None = None
         self.about_streams: list[Finding] = []
         self.about_pixels: list[Finding] = []
@@ -192,13 +200,13 @@ class _Film:
 
     def play(self) -> Iterator[tuple[float, VideoFrame]]:
         """Each picture with when its display starts, in seconds from the first."""
-        file = None if isinstance(self.where, Path) else lambda: storage.opened(self.where)
+        file = None if isinstance(self.where, Path) else partial(storage.opened, self.where)
         with decode.opened_stream(self.where, file) as (container, stream):
             self._note_streams(container, stream)
+            self.header_frames = stream.frames
             self.tick_s = float(stream.time_base or 1 / self.info.fps)
             step = round(1 / self.info.fps / self.tick_s)
             codec = stream.codec_context
-            codec.options = {"err_detect": "explode"}  # damage is told, where it would be painted over
             self.one_each = codec.name in _ONE_PICTURE_EACH
             in_order_of_storage = container.format.name == "avi" and codec.has_b_frames
             for picture in self._decode(container, stream):
@@ -219,7 +227,6 @@ class _Film:
                 start_s = (self.last - self.origin) * self.tick_s
                 self.end_s = start_s + ((picture.duration or 0) * self.tick_s or 1 / self.info.fps)
                 yield start_s, picture
-            self.header_frames = stream.frames
 
     def findings(self) -> list[Finding]:
         return [*self._about_end(), *self._about_damage(), *self._about_clock(), *self.about_streams,
@@ -233,21 +240,21 @@ class _Film:
             started = time.thread_time()
             try:
                 packet = next(packets, None)
-            except (av.FFmpegError, OSError):  # the file breaks off here
+            except av.FFmpegError:  # the file breaks off here
                 packet = None
             if packet is not None and packet.size:
-                self.begins_with_key &= packet.is_keyframe or not first
-                first = False
+                if first:
+                    self.begins_with_key, first = packet.is_keyframe, False
                 self._note_packet(packet)
             try:
-                pictures = stream.codec_context.decode(packet)
+                decoded = stream.codec_context.decode(packet)
             except av.EOFError:
                 return
             except av.FFmpegError:
-                pictures = []
+                decoded = []
                 self.failed.append(numpy.inf if packet is None or packet.pts is None else packet.pts)
             self.decode_s += time.thread_time() - started
-            for picture in pictures:
+            for picture in decoded:
                 self.waiting.discard(picture.pts)
                 yield picture
             if packet is None:
@@ -271,7 +278,7 @@ class _Film:
             detail = f"{len(videos)}, of which number {stream.index} of all streams is read"
             self.about_streams.append(Finding("several_videos", detail))
         shape = stream.sample_aspect_ratio
-        if shape and shape != 1:
+        if shape and abs(shape - 1) > SQUARE:
             self.about_streams.append(Finding("non_square_pixels", f"{shape.numerator}:{shape.denominator}"))
         if container.streams.audio:
             sound = container.streams.audio[0].codec_context
@@ -291,19 +298,21 @@ class _Film:
 
     def _about_damage(self) -> list[Finding]:
         found = []
-        damaged = self._damaged()
-        if damaged > self.shown:
-            found.append(Finding("mostly_damaged", f"damaged: {damaged:,} frames, of {self.shown + damaged:,}"))
+        lost = self._lost()
+        damaged, stored = self.corrupt + lost, self.shown + lost
+        detail = f"damaged: {damaged:,} of {stored:,} frames"
+        if 2 * damaged > stored:
+            found.append(Finding("mostly_damaged", detail))
         elif damaged:
-            found.append(Finding("damaged_middle", f"{damaged:,} frames, of {self.shown + damaged:,}"))
+            found.append(Finding("damaged_middle", detail))
         if not self.begins_with_key:
             found.append(Finding("starts_without_key_frame", f"the first frame is at {self.info.start_s:.2f} seconds"))
         return found
 
-    def _damaged(self) -> int:
-        """Frames that were refused, lost or marked as damaged between the first and the last that are shown."""
-        lost = {t for t in self.waiting if self.origin < t < self.last} if not self._is_interlaced() else set()
-        return self.corrupt + max(len(lost), sum(self.origin < t < self.last for t in self.failed))
+    def _lost(self) -> int:
+        """Frames between the first and the last that are shown of which the decoder made nothing."""
+        silent = 0 if self._is_interlaced() else sum(self.origin < t < self.last for t in self.waiting)
+        return max(silent, sum(self.origin < t < self.last for t in self.failed))
 
     def _about_clock(self) -> list[Finding]:
         found = []
@@ -315,7 +324,7 @@ class _Film:
         if self.info.start_s > LATE_S:
             found.append(Finding("starts_late", f"at {self.info.start_s:.2f} seconds"))
         is_whole = abs(self.info.duration_s - self.end_s) <= TOLERANCE_FRAMES / self.info.fps
-        if self.hidden or (is_whole and self.begins_with_key and not self._damaged() and self._hides_frames()):
+        if self.hidden or (is_whole and self.begins_with_key and not self._lost() and self._hides_frames()):
             found.append(Finding("edit_list", f"{self.header_frames:,} frames are stored, {self.shown:,} are shown"))
         return [*found, *self._about_rate()]
 
@@ -327,18 +336,18 @@ class _Film:
         steps = sorted(step for step in self.steps.elements() if step > 0)
         if not steps:
             return []
-        usual = steps[len(steps) // 2]
-        measured = len(steps) / (sum(steps) * self.tick_s)
+        usual, mean = steps[len(steps) // 2], sum(steps) / len(steps)
+        measured = 1 / mean / self.tick_s
         uneven = sum(abs(step - usual) > max(1, 0.1 * usual) for step in steps)
         if not RATES[0] <= measured <= RATES[1]:
             found.append(Finding("rate_unbelievable", f"{measured:.4g} frames a second"))
-        if self._damaged():
+        if self._lost():
             return found  # the gaps are those of lost frames
         if uneven > max(1, UNEVEN * len(steps)):
             detail = f"{measured:.4g} frames a second, the longest of {steps[-1] * self.tick_s:.3f} s"
             found.append(Finding("variable_rate", detail))
-        elif abs(usual - 1 / fps / self.tick_s) > max(1, RATE_TOLERANCE * usual):
-            found.append(Finding("rate_differs", f"{1 / usual / self.tick_s:.4g} frames a second, not {fps:.4g}"))
+        elif all(abs(step - 1 / fps / self.tick_s) > max(1, RATE_TOLERANCE * step) for step in (usual, mean)):
+            found.append(Finding("rate_differs", f"{measured:.4g} frames a second, not {fps:.4g}"))
         return found
 
     def _about_pictures(self) -> list[Finding]:
@@ -354,6 +363,31 @@ class _Film:
         return 2 * self.interlaced > self.shown
 
 
+class _Pictures:
+    """Pictures without a clock, which are played once; one that is damaged, or of another size, ends it all."""
+
+    def __init__(self, where: Place, info: VideoInfo) -> None:
+        self.where, self.info = where, info
+        self.shown = 0
+        self.end_s = self.decode_s = 0.0
+        self.sound: str | None = None
+
+    def play(self) -> Iterator[tuple[float, VideoFrame]]:
+        """Each picture with when its display starts, in seconds from the first."""
+        for first in range(0, self.info.frames, _AT_ONCE):
+            numbers = numpy.arange(first, min(first + _AT_ONCE, self.info.frames))
+            started = time.thread_time()
+            clip = read.read(self.where, (numpy.append(numbers, 0) + 0.5) / self.info.fps, fps=self.info.fps)
+            self.decode_s += time.thread_time() - started
+            for number, picture in zip(numbers.tolist(), clip.permute(0, 2, 3, 1).numpy(), strict=False):  # H W C
+                self.shown += 1
+                self.end_s = self.shown / self.info.fps
+                yield number / self.info.fps, av.VideoFrame.from_ndarray(picture, format="rgb24")
+
+    def findings(self) -> list[Finding]:
+        return []
+
+
 def _refused(where: Place, reason: str) -> Finding:
     code = refusal(reason)
     if code == "not_a_video":
@@ -363,9 +397,9 @@ def _refused(where: Place, reason: str) -> Finding:
     return Finding(code, reason)
 
 
-def _about_length(info: VideoInfo, seconds: float, clip: int) -> list[Finding]:
-    frames = round(seconds * info.fps)
-    if frames <= 1:
+def _about_length(info: VideoInfo, film: _Film | _Pictures, clip: int) -> list[Finding]:
+    seconds, frames = film.end_s, round(film.end_s * info.fps)
+    if film.shown == 1:
         return [Finding("one_frame")]
     if frames < clip:
         return [Finding("shorter_than_a_clip", f"{frames:,} frames, where a clip spans {clip:,}")]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from tubelet.data.storage import Place
 from tubelet.types import TubeletError
 
+PICTURES_FPS = 30.0
+"""The rate of pictures without a clock, where nothing tells it: a stride then counts pictures."""
+
 
 class UnreadableVideo(TubeletError):
     """A file that gives no frames. `.path` is the file, `.reason` says why in a few words."""

@@ -27,7 +27,7 @@ import numpy
 from av.video.reformatter import VideoReformatter
 
 from tubelet.data import storage
-from tubelet.data.info import UnreadableVideo, VideoInfo, shrunk
+from tubelet.data.info import PICTURES_FPS, UnreadableVideo, VideoInfo, shrunk
 from tubelet.data.listing import natural_sort
 from tubelet.data.storage import Place
 from tubelet.registry import nearest
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz"}
-FPS = 30.0
-"""The rate where none is known."""
 CODECS = {b"\xff\xd8\xff": "mjpeg", b"\x89PN": "png", b"RIF": "webp"}
 """By what a file begins with, whatever its name."""
 NUMBERED = re.compile(r"(.*?)\d+(\.\w+)")
@@ -64,7 +62,7 @@ def probe(place: Place, fps: float | None = None) -> VideoInfo:
     """
     found = series(place)
     ((picture, codec),) = _decoded(place, found, [0])
-    count, rate = len(found.names), fps or FPS
+    count, rate = len(found.names), fps or PICTURES_FPS
     return VideoInfo(count / rate, rate, count, picture.width, picture.height, codec, start_s=0.0, rotation=0)
 
 
@@ -76,7 +74,7 @@ def read(
     Raises:
         UnreadableVideo: there are none, one of those asked for is damaged, or their sizes differ.
     """
-    found, rate = series(place), fps or FPS
+    found, rate = series(place), fps or PICTURES_FPS
     mercy_s = min(1e-4, 0.05 / rate)  # for times that were rounded, as in `decode.py`
     numbers = numpy.floor((times_s + mercy_s) * rate).clip(0, len(found.names) - 1).astype(int)
     wanted, rows = numpy.unique(numbers, return_inverse=True)

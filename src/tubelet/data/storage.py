@@ -62,6 +62,11 @@ def place(text: str | Path) -> Place:
     return Url(text) if _SCHEME.match(text) else Path(text)
 
 
+def resolved(source: Place) -> Place:
+    """A path from the root, through links; a URL is one already."""
+    return source.resolve() if isinstance(source, Path) else source
+
+
 def opened(source: Place) -> BinaryIO:
     """A seekable file of the bytes there. That of a URL asks for a mebibyte ahead.
 

@@ -13,6 +13,7 @@ from tubelet import draws
 from tubelet.checkpoint import read_about
 from tubelet.data.read import probe, read
 from tubelet.data.sample import grid, step_s
+from tubelet.data.storage import Place
 from tubelet.data.transform import center_crop
 from tubelet.report.pictures import as_bytes, enlarge, film, png
 from tubelet.train.run import load_learner
@@ -37,7 +38,7 @@ class ReconstructionFiles(NamedTuple):
 
 def reconstruct(
     run: Path,
-    video: Path,
+    video: Place,
     out: Path,
     *,
     ratio: float | None = None,
@@ -82,7 +83,7 @@ def reconstruct(
     return files
 
 
-def read_clip(video: Path, shape: dict[str, Any], start_s: float | None = None) -> tuple[Tensor, float]:
+def read_clip(video: Place, shape: dict[str, Any], start_s: float | None = None) -> tuple[Tensor, float]:
     """One clip in the shape of a run (its ``clip``), the middle of the picture, and the seconds between frames.
 
     Returns:
