@@ -22,6 +22,7 @@ from tubelet.command import (
     number,
     option_rows,
     printed,
+    rate,
     signature,
     signed,
     usage_error,
@@ -30,6 +31,7 @@ from tubelet.command import (
 from tubelet.data import storage
 from tubelet.types import TubeletError
 
+FPS = argument("--fps", type=rate, metavar="X", help="pictures a second, where it is pictures (default: 30)")
 VIDEO = "a file, a folder or archive of pictures, a sample of a shard (shard.tar/KEY), or the URL of one"
 
 
@@ -264,13 +266,14 @@ def _manifest_of(run: Path, made: Any) -> storage.Place:
     argument("video", type=storage.place, metavar="VIDEO", help=VIDEO),
     argument("--top", type=whole, default=5, metavar="N", help="classes to name (default: 5)"),
     argument("--segment-s", type=number, metavar="S", help="seconds of a segment (default: those of the clip)"),
+    FPS,
     argument("--json", action="store_true", help="print JSON"),
 )  # fmt: skip
 def predict(args: Namespace, _: list[str]) -> None:
     """Say what a video shows: the likeliest classes, whole and segment by segment."""
     from tubelet.apply.predict import predict as classify
 
-    found = classify(args.run, args.video, args.top, args.segment_s)
+    found = classify(args.run, args.video, args.top, args.segment_s, args.fps)
     if args.json:
         named = [segment._asdict() for segment in (found.whole, *found.segments)]
         print(json.dumps({"video": str(args.video), "whole": named[0], "segments": named[1:]}, ensure_ascii=False))
@@ -306,6 +309,7 @@ def embed(args: Namespace, _: list[str]) -> None:
     argument("-o", "--out", type=Path, metavar="DIR", help="folder to write to (default: RUN/reconstructions)"),
     argument("--ratio", type=number, metavar="X", help="share of the cubes to hide (default: as in training)"),
     argument("--start-s", type=number, metavar="S", help="where the clip begins (default: in the middle)"),
+    FPS,
     argument("--no-true-statistics", action="store_true", help="take brightness from the visible neighbours"),
     argument("--seed", type=whole, default=0, metavar="N", help="another seed hides other cubes (default: 0)"),
 )  # fmt: skip
@@ -316,7 +320,7 @@ def reconstruct(args: Namespace, _: list[str]) -> None:
 
     made = fill_in(
         args.run, args.video, args.out or args.run / "reconstructions", ratio=args.ratio, start_s=args.start_s,
-        true_statistics=not args.no_true_statistics, seed=args.seed,
+        true_statistics=not args.no_true_statistics, seed=args.seed, fps=args.fps,
     )  # fmt: skip
     say(f"wrote {made.mp4} and {made.png}; hidden cubes are filled in with: {made.told}")
 

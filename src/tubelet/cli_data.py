@@ -16,6 +16,7 @@ from tubelet.command import (
     command,
     number,
     printed,
+    rate,
     signature,
     signed,
     usage_error,
@@ -116,7 +117,7 @@ def data_check(args: Namespace, dotted: list[str]) -> None:
     argument("--videos", type=Path, metavar="DIR", required=True,
              help="folder that the videos are in, at any depth; where a video has no file, a folder of pictures of its "
              "name is taken"),
-    argument("--fps", type=number, metavar="X",
+    argument("--fps", type=rate, metavar="X",
              help="pictures a second in those folders (default: the data set's own, or 30)"),
     argument("-o", "--out", type=Path, default=Path("clips.csv"), help="manifest to write (default: clips.csv)"),
     argument("--splits", nargs="+", metavar="SPLIT", help="only these splits, such as train val (default: all)"),

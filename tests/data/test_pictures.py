@@ -98,6 +98,15 @@ def test_archives_of_one_and_of_many_folders(tmp_path, make):
         read.probe(many / "a/clip_11")
 
 
+def test_frames_one_by_one_are_those_that_are_read(tmp_path):
+    folder = make_folder(tmp_path / "clip", 20)
+    shown = list(pictures.frames(folder, 0.5, 1.25, short_side=24, fps=8))
+    assert numbers(numpy.stack([picture for _, picture in shown]).transpose(0, 3, 1, 2)) == list(range(4, 11))
+    assert (read.read(folder, numpy.array([at for at, _ in shown]), 24, fps=8).permute(0, 2, 3, 1).numpy()
+            == numpy.stack([picture for _, picture in shown])).all()  # fmt: skip
+    assert len(list(pictures.frames(folder))) == 20
+
+
 def test_only_the_pictures_of_the_clip_are_touched(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "clip", 100)
     archive = make_zip(tmp_path / "clip.zip", folder, method=zipfile.ZIP_STORED)

@@ -232,3 +232,20 @@ def test_no_permission(tmp_path):
     with pytest.raises(UnreadableVideo, match="no permission"):
         read.probe(folder)
     folder.chmod(0o700)
+
+
+def test_the_loader_reads_urls_in_its_workers(tmp_path):
+    from tubelet.data.clips import Clips
+    from tubelet.data.listing import read_manifest
+    from tubelet.data.loader import Loader
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/in/a.mp4", make_video(tmp_path / "a.mp4", 30).read_bytes())
+    memory.pipe("/corpus/clips.csv", f"path\nin/a.mp4\n{tmp_path / 'a.mp4'}\ngone.mp4\n".encode())
+    manifest = read_manifest("memory://corpus/clips.csv")
+    loader = Loader(Clips(manifest, frames=4, stride=2, size=32).for_testing(), 3, workers=1, shuffle=False)
+    (batch,) = loader.once()
+    assert batch["readable"].tolist() == [True, True, False]
+    there, here, _ = batch["video"][0]
+    assert (there == here).all()
+    assert loader.unreadable == {"memory://corpus/gone.mp4": "no such file"}

@@ -264,12 +264,14 @@ class Clips:
         return Taken(clips, kept, heard)
 
     def _pixels(self, video: Video, times_s: numpy.ndarray) -> Tensor:
-        if self.reader == "torchcodec":
+        if self.reader == "torchcodec" and read.is_file(video.path):
             return torchcodec.read(video.path, times_s, self._decode_side)
         return read.read(video.path, times_s, self._decode_side, video.fps)
 
     def _sound(self, video: Video, info: VideoInfo, times_s: numpy.ndarray) -> Tensor | None:
         """The sound from when the first frame of a clip is shown, of the length of all clips; None = there is none."""
+        if not read.is_file(video.path):
+            return None
         first_s = float(times_s[0]) - 0.5 / info.fps  # times are the middles of frames
         seconds = self.samples / self.audio_rate
         return audio.waveform(video.path, first_s, seconds, self.audio_rate, origin_s=info.start_s)

@@ -153,8 +153,6 @@ def gather(
     root = Path(root)
     if not root.is_dir():
         raise TubeletError(f"no such folder of videos: {root}")
-    if fps is not None and not fps > 0:
-        raise TubeletError(f"--fps {fps:g}: there must be more than 0 pictures a second")
     root = root.resolve()
     disk, rate = _Disk(root, official.videos), fps or official.fps or PICTURES_FPS
     kept: list[Video] = []

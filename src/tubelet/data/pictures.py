@@ -75,8 +75,7 @@ def read(
         UnreadableVideo: there are none, one of those asked for is damaged, or their sizes differ.
     """
     found, rate = series(place), fps or PICTURES_FPS
-    mercy_s = min(1e-4, 0.05 / rate)  # for times that were rounded, as in `decode.py`
-    numbers = numpy.floor((times_s + mercy_s) * rate).clip(0, len(found.names) - 1).astype(int)
+    numbers = numpy.floor((times_s + _mercy_s(rate)) * rate).clip(0, len(found.names) - 1).astype(int)
     wanted, rows = numpy.unique(numbers, return_inverse=True)
     clip = paint((picture for picture, _ in _decoded(place, found, wanted)), len(wanted), short_side)  # T H W C
     return clip if len(wanted) == len(rows) and (numpy.diff(rows) > 0).all() else clip[rows]
@@ -108,6 +107,28 @@ def check(place: Place, fps: float | None = None) -> VideoInfo:
     for _ in _decoded(place, series(place), range(math.ceil(info.frames / 2))):
         pass
     return info
+
+
+def frames(
+    place: Place,
+    start_s: float = 0.0,
+    end_s: float = math.inf,
+    short_side: int | None = None,
+    fps: float | None = None,
+) -> Iterator[tuple[float, numpy.ndarray]]:
+    """Every picture that is on display between two times, one at a time.
+
+    Yields:
+        The earliest time at which `read` answers the picture, and the picture itself: H W C uint8, RGB.
+
+    Raises:
+        UnreadableVideo: there are none, one of them is damaged, or their sizes differ.
+    """
+    found, rate = series(place), fps or PICTURES_FPS
+    mercy_s = _mercy_s(rate)
+    first, last = (int(min((second + mercy_s) * rate, len(found.names) - 1)) for second in (start_s, end_s))
+    for number, (picture, _) in enumerate(_decoded(place, found, range(first, last + 1)), start=first):
+        yield number / rate - mercy_s, paint([picture], 1, short_side)[0]
 
 
 class Decoder:
@@ -272,6 +293,11 @@ class Zip(Tar):
         if zlib.crc32(found) != checksum:
             raise ValueError("the zip is damaged there: its checksum differs")
         return found
+
+
+def _mercy_s(fps: float) -> float:
+    """By how much a time, having been rounded, may fall short of the picture it is meant to show; as for videos."""
+    return min(1e-4, 0.05 / fps)
 
 
 def _in_order(place: Place, names: Iterable[str]) -> list[str]:

@@ -91,6 +91,13 @@ def check(place: str | Path | Url, fps: float | None = None) -> VideoInfo:
         return info
 
 
+def is_file(place: str | Path | Url) -> bool:
+    """Whether a place is a video file, here or at a URL, for readers that know nothing else; not pictures."""
+    where = storage.place(place)
+    with _told(where):
+        return not pictures.is_place(where)
+
+
 def _file(where: Place) -> Callable[[], BinaryIO] | None:
     """What opens the bytes of a URL; FFmpeg opens a file of this machine itself."""
     return partial(storage.opened, where) if isinstance(where, Url) else None

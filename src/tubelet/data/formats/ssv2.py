@@ -14,12 +14,11 @@ FILES = "the official JSON of Something-Something V2: labels, train, validation,
 
 @register("ssv2")
 def ssv2(annotations: str) -> Official:
-    """Something-Something V2: labels.json, train.json, validation.json and test.json; videos ID.webm, or folders ID/ of
-    their pictures, 12 a second.
+    """Something-Something V2: labels.json, train.json, validation.json and test.json; videos ID.webm.
 
-    A label is a template without its brackets ("Holding [something]"); the sentence of the clip and what its
-    somethings are become columns. The test clips have no labels: published accuracies are on ``val``. Do not mirror
-    clips in training: left and right are labels.
+    Instead of a file, a folder ID/ of its pictures, 12 a second, is taken. A label is a template without its brackets
+    ("Holding [something]"); the sentence of the clip and what its somethings are become columns. The test clips have no
+    labels: published accuracies are on ``val``. Do not mirror clips in training: left and right are labels.
 
     Args:
         annotations: folder of the official files, whose names may begin with something-something-v2-.
