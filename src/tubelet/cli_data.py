@@ -151,6 +151,46 @@ def data_import(args: Namespace, _: list[str]) -> None:
 
 
 @command(
+    "data pack", "tubelet data pack clips.csv packed/",
+    argument("manifest", nargs="?", help="the videos to pack: a manifest or a `path label` list"),
+    argument("out", nargs="?", help="folder to write, here or on object storage (s3://bucket/packed)"),
+    signature("tubelet.data.pack", "Packing"),
+    argument("--workers", type=whole, help="processes (default: one per core)"),
+    argument("--limit-s", type=number, default=600.0,
+             help="give a video up after so many seconds (default: 600; in proportion more for files over 100 MB)"),
+    argument("--verify", metavar="OUT", help="only compare every checksum of a pack"),
+)  # fmt: skip
+def data_pack(args: Namespace, _: list[str]) -> None:
+    """Decode videos once, and rewrite them into shards from which clips are read many times faster.
+
+    Shards are tars of the WebDataset convention. A manifest of the packed videos is written beside them, to be used
+    like the first one. The same command goes on where it was ended.
+    """
+    from tubelet.data.listing import read_manifest
+    from tubelet.data.pack import Packing, pack, verify
+    from tubelet.data.storage import place
+    from tubelet.log import say, table, warn
+
+    if args.verify is not None:
+        whole_ones, damaged = verify(place(args.verify), args.workers)
+        for where, reason in damaged:
+            warn(f"{where}: {reason}")
+        if damaged:
+            raise TubeletError(f"{args.verify} is damaged in {len(damaged):,} places; {whole_ones:,} samples are whole")
+        say(f"all {whole_ones:,} samples of {args.verify} are whole")
+        return
+    if args.manifest is None or args.out is None:
+        raise usage_error("needs a manifest and a folder to write: tubelet data pack clips.csv packed/")
+    packed = pack(read_manifest(args.manifest), place(args.out), Packing(**signed(args)), args.workers, args.limit_s)
+    for path, reason in packed.left_out[:5]:
+        warn(f"{path} is left out: {reason}")
+    if packed.left_out:
+        warn(f"{len(packed.left_out):,} videos are left out and listed in {place(args.out) / 'unreadable.csv'}")
+    printed(table(args.out, ["", ""], [list(row) for row in packed.summary()]))
+    say(f"wrote {packed.manifest}; next: tubelet train tiny --data.manifest {packed.manifest}")
+
+
+@command(
     "data join", "tubelet data join k400.csv ssv2.csv -o mix.csv",
     argument("manifests", nargs="+", type=storage.place, metavar="MANIFEST", help="manifests, each a corpus"),
     argument("-o", "--out", type=Path, required=True, help="manifest to write"),

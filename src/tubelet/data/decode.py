@@ -7,6 +7,7 @@ by side. `read.py` says what times mean and which reader a place needs.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -95,6 +96,33 @@ def read(
                 clip[row] = paint(shown.picture)
                 painted, row_painted = shown, row
     return clip
+
+
+def frames(
+    path: Place,
+    start_s: float = 0.0,
+    end_s: float = math.inf,
+    short_side: int | None = None,
+    file: Callable[[], BinaryIO] | None = None,
+) -> Iterator[tuple[float, numpy.ndarray]]:
+    """Every frame that is on display between two times, in one pass, one at a time. See `probe` for `file`.
+
+    Yields:
+        The earliest time at which `read` answers the frame, and the frame itself: H W C uint8.
+
+    Raises:
+        UnreadableVideo: the file gives no frame.
+    """
+    with _Player(path, file) as player:
+        paint = _Painter(player.shown.picture, short_side)
+        coming_ones = player.play_all(start_s)
+        coming, shown = next(coming_ones, None), player.shown
+        while True:
+            if coming is None or coming.start > shown.start:  # of two that start together the last is displayed
+                yield (shown.start - player.origin - player.mercy) * player.tick_s, paint(shown.picture)
+            if coming is None or (coming.start - player.origin - player.mercy) * player.tick_s > end_s:
+                return
+            coming, shown = next(coming_ones, None), coming
 
 
 def check(path: Place, info: VideoInfo, file: Callable[[], BinaryIO] | None = None) -> None:
@@ -206,6 +234,19 @@ class _Player:
             except Doubt:
                 self.trusting, at_the_start = False, True
                 self._rewind()
+
+    def play_all(self, from_s: float) -> Iterator[_Shown]:
+        """All pictures from the one on display at `from_s` on; that one is `shown` before the first comes."""
+        self.trusting = False  # nothing is left out
+        moment = self.origin + max(0.0, from_s) / self.tick_s + self.mercy
+        if self._is_far(self.origin, moment):
+            self._jump([moment])
+        coming = next(self.pictures, None)
+        while coming is not None and coming.start <= moment:
+            self.shown, coming = coming, next(self.pictures, None)
+        while coming is not None:
+            yield coming
+            coming = next(self.pictures, None)
 
     @property
     def is_at_the_end(self) -> bool:

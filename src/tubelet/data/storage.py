@@ -168,6 +168,29 @@ def words(error: OSError) -> str:
     return error.strerror or " ".join(str(error).split()) or "it cannot be read"
 
 
+def put(file: Path, target: Place) -> None:
+    """Moves a file of this machine to its place, whole or not at all, and sees that it is on the disk.
+
+    Raises:
+        OSError: it cannot be written there.
+        TubeletError: the scheme of a URL needs a package that is not installed.
+    """
+    if isinstance(target, Path):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        file.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name too
+        finally:
+            os.close(folder)
+        return
+    with _asking(target) as (system, path):
+        system.makedirs(system._parent(path), exist_ok=True)
+        system.put_file(str(file), path)
+    file.unlink()
+
+
 class Window(io.RawIOBase):
     """A part of a file as a file of its own, for decoders that want one."""
 
