@@ -153,7 +153,7 @@ class Corpus:
         members: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for row, video, file in self:
             if video.split is not None:
-                members[video.group or f"file {file.digest}"][video.split].append(row)
+                members[video.group or f"file {file.digest or video.path}"][video.split].append(row)
         leaks = []
         for group, splits in members.items():
             if len(splits) < 2:
