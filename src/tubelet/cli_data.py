@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
 from tubelet import registry
 from tubelet.command import (
+    Dotted,
     argument,
     choices,
     chosen,
@@ -47,6 +49,66 @@ def data_scan(args: Namespace, _: list[str]) -> None:
     write_manifest(args.out, scan.manifest)
     printed(table(str(args.folder), ["", ""], [list(row) for row in scan.summary()]))
     say(f"wrote {args.out}; next: tubelet train tiny --data.manifest {args.out}")
+
+
+def _recipe_options(_: Namespace | None) -> str:
+    return "\nWith --recipe also the options of the recipe, such as --backbone.init: tubelet train RECIPE --help"
+
+
+@command(
+    "data check", "tubelet data check videos/ -o clips.csv --recipe tiny",
+    argument("source", type=Path, metavar="SOURCE", help="a tree of videos, a manifest, or a `path label` list"),
+    argument("-o", "--out", type=Path, help="clean manifest (default: clips.csv, or NAME-clean.csv for NAME.csv)"),
+    argument("--recipe", metavar="RECIPE", help="also say what this recipe will cost here, and what binds"),
+    argument("--workers", type=whole, help="processes (default: one per core)"),
+    argument("--limit-s", type=number, default=60.0, metavar="S",
+             help="seconds that a file may take, beyond what its size explains (default: 60)"),
+    argument("--drop-duplicates", choices=("exact", "near"),
+             help="leave out copies: those of the same bytes, or those that look the same too (default: they stay)"),
+    argument("--drop-leaks", action="store_true",
+             help="leave out of training what shares its group with what is judged on (default: it stays)"),
+    dotted=Dotted("SOURCE [-o CSV] [--recipe RECIPE] [options]", _recipe_options, ("--seed",)),
+)  # fmt: skip
+def data_check(args: Namespace, dotted: list[str]) -> None:
+    """Decode every file, leave out the bad ones with their reasons, and find copies, leaks and oddities.
+
+    Writes a clean manifest, a list of what was left out, a JSON with everything and a page to look at. The same command
+    again goes on where it was stopped, and looks only at what is new.
+    """
+    from tubelet import recipe
+
+    if dotted and not args.recipe:
+        raise usage_error(f"{dotted[0]} is an option of a recipe: name it with --recipe")
+    if args.recipe:
+        recipe.load(args.recipe, [*dotted, "--data.manifest", "clips.csv"]).needs()  # before the long work
+    from tubelet.data.check import check, write_json
+    from tubelet.log import say, table, warn
+    from tubelet.report.check import write_page
+
+    found = check(
+        args.source, args.out, workers=args.workers, limit_s=args.limit_s,
+        drop_duplicates=args.drop_duplicates, drop_leaks=args.drop_leaks,
+    )  # fmt: skip
+    cost = None
+    if args.recipe and len(found.clean):
+        from tubelet.apply.cost import estimate
+
+        say(f"trying {args.recipe} for a few seconds")
+        cost = estimate(recipe.load(args.recipe, [*dotted, "--data.manifest", str(found.out.manifest)]))
+    rows = cost.rows() if cost else []
+    write_json(found, recipe=args.recipe, cost=cost and cost.as_json())
+    told = f"{args.recipe} {cost.sentence}" if cost else ""
+    page = write_page(found, rows, told, ["tubelet", *sys.argv[1:]])
+    printed(table(str(args.source), ["", ""], [list(row) for row in [*found.summary(), *rows]]))
+    say(f"wrote {page}, {found.out.json} and {found.out.quarantine}")
+    if not len(found.clean):
+        first = found.left_out[0]
+        raise TubeletError(
+            f"none of the {len(found.manifest):,} rows of {args.source} can be used; {first.path.name}: {first.reason}"
+        )
+    if found.left_out:
+        warn(f"{len(found.left_out):,} of {len(found.manifest):,} rows are left out of {found.out.manifest}")
+    say(f"wrote {found.out.manifest}; next: tubelet train tiny --data.manifest {found.out.manifest}")
 
 
 @command(
