@@ -11,13 +11,15 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 
 from tubelet.data import pack as packing_module
-from tubelet.data import read, shards, storage
+from tubelet.data import encode, read, shards, storage
 from tubelet.data.clips import Clips
+from tubelet.data.info import UnreadableVideo
 from tubelet.data.listing import Manifest, Video, divide, read_manifest, write_manifest
 from tubelet.data.pack import Packing, pack, verify
 from tubelet.types import TubeletError
@@ -162,12 +164,10 @@ def test_the_number_of_workers_changes_no_byte(source, tmp_path):
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(source, tmp_path, form):
     packed(source, tmp_path / "whole", format=form)
     draw = random.Random(form)
-    command = [sys.executable, "-m", "tubelet", "data", "pack", str(source), str(tmp_path / "out"), "--format", form]
-    command += ["--per-shard", "3", "--workers", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(packing_module.__file__).parents[2])}
+    start = command(source, tmp_path / "out", "--format", form, "--workers", "2")
     ends = []
     for _ in range(6):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(**start, stderr=subprocess.DEVNULL)
         began = time.monotonic()
         while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() - began < 30:
             time.sleep(0.002)  # the start of Python is of no interest
@@ -183,8 +183,8 @@ def test_finished_shards_are_not_made_again(source, tmp_path, monkeypatch):
     packed(source, tmp_path / "out")
     (tmp_path / "out" / "shard-000001.index").unlink()
     made = []
-    encode = packing_module.make
-    monkeypatch.setattr(packing_module, "make", lambda unit, *rest: made.append(unit.number) or encode(unit, *rest))
+    make = packing_module.make
+    monkeypatch.setattr(packing_module, "make", lambda unit, *rest: made.append(unit.number) or make(unit, *rest))
     packed(source, tmp_path / "out")
     assert made == [3, 4, 5]
 
@@ -246,10 +246,10 @@ def test_refusals_name_what_is_in_the_way(source, tmp_path):
 
 
 def test_a_full_disk_is_said_and_what_is_finished_stays(source, tmp_path, monkeypatch):
-    encode = packing_module.make
+    make = packing_module.make
 
     def full(unit, *rest):
-        return encode(unit, *rest) if unit.number < 4 else packing_module.Made(no_space=28)
+        return make(unit, *rest) if unit.number < 4 else packing_module.Made(error=OSError(28, os.strerror(28)))
 
     monkeypatch.setattr(packing_module, "make", full)
     with pytest.raises(TubeletError, match=r"No space left on device; 1 of 3 shards are finished"):
@@ -263,19 +263,80 @@ def test_a_full_disk_is_said_and_what_is_finished_stays(source, tmp_path, monkey
         packed(source, tmp_path / "small")
 
 
-def test_one_process_at_a_time(source, tmp_path, monkeypatch):
+def command(source: Path, out: Path, *more: str) -> dict[str, Any]:
+    """How `subprocess` runs `tubelet data pack`."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(packing_module.__file__).parents[2])}
+    return {
+        "args": [sys.executable, "-m", "tubelet", "data", "pack", str(source), str(out), "--per-shard", "3", *more],
+        "env": environment, "stdout": subprocess.DEVNULL,
+    }  # fmt: skip
+
+
+def test_one_process_at_a_time(source, tmp_path):
+    """The second is refused while the first, which is held up for the time, has begun; the first is not disturbed."""
     out = tmp_path / "out"
-    packed(source, out)
-    program = (
-        "import fcntl, sys, time; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True);"
-        "time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, str(out / "pack.json")], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        with pytest.raises(TubeletError, match="another process is packing"):
-            packed(source, out)
-        other.kill()
+    with subprocess.Popen(**command(source, out, "--workers", "0"), stderr=subprocess.DEVNULL) as first:
+        try:
+            while not list(out.glob(".packing-*/*.frames")) and first.poll() is None:
+                time.sleep(0.001)
+            first.send_signal(signal.SIGSTOP)
+            second = subprocess.run(**command(source, out), stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        finally:
+            first.send_signal(signal.SIGCONT)
+    assert second.returncode != 0
+    assert "another process is packing into" in second.stderr
+    assert first.returncode == 0
+    assert verify(out, 0) == (7, [])
+
+
+def test_what_may_pass_is_tried_again_by_the_next_start(source, tmp_path, monkeypatch):
+    late = tmp_path / "late.mp4"
+    write_manifest(tmp_path / "a.csv", Manifest([Video(source.parent / "plain.mp4"), Video(late)]))
+    result = pack(read_manifest(tmp_path / "a.csv"), tmp_path / "out", Packing(), 0)
+    assert result.left_out == [(late, "no such file")]
+    shutil.copy(source.parent / "slow.avi", late)
+
+    failing = [True]
+    probe = read.probe
+
+    def flaky(place, fps=None):
+        if failing[0] and place == late:
+            raise UnreadableVideo(place, "Input/output error") from OSError(5, "Input/output error")
+        return probe(place, fps)
+
+    monkeypatch.setattr(read, "probe", flaky)
+    assert pack(read_manifest(tmp_path / "a.csv"), tmp_path / "out", Packing(), 0).videos == 1
+    failing[0] = False
+    make = packing_module.make
+    monkeypatch.setattr(packing_module, "make", lambda unit, *rest: time.sleep(unit.number * 60) or make(unit, *rest))
+    result = pack(read_manifest(tmp_path / "a.csv"), tmp_path / "out", Packing(), 1, limit_s=1.5)
+    assert [reason for _, reason in result.left_out] == ["it took more than 1.5 s and was stopped"]
+    monkeypatch.setattr(packing_module, "make", make)
+    result = pack(read_manifest(tmp_path / "a.csv"), tmp_path / "out", Packing(), 0)
+    assert (result.videos, result.left_out) == (2, [])
+    monkeypatch.setattr(packing_module, "make", None)
+    assert pack(read_manifest(tmp_path / "a.csv"), tmp_path / "out", Packing(), 0).videos == 2, "now it is finished"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_what_is_wrong_with_a_video_leaves_it_out(source, tmp_path, monkeypatch, workers):
+    """A disk that cannot be written to, and faults of our own, stop the pack."""
+
+    def failing(error: Exception):
+        def encode_pictures(*_):
+            raise error
+
+        return encode_pictures
+
+    for error, expected, words in (
+        (OSError(5, "Input/output error"), TubeletError, r"cannot write to .*: Input/output error; 0 of 3 shards"),
+        (MemoryError("none left"), (MemoryError, RuntimeError), "none left"),
+        (KeyError("a fault"), (KeyError, RuntimeError), "a fault"),
+    ):
+        monkeypatch.setattr(encode, "pictures", failing(error))
+        with pytest.raises(expected, match=words):
+            packed(source, tmp_path / "out", workers)
+    assert not list((tmp_path / "out").glob("shard-*"))
 
 
 def test_verify_names_the_damaged_samples(source, tmp_path):

@@ -145,6 +145,25 @@ def test_a_damaged_picture_is_not_shown(packed):
     assert numbers(read.read(packed / "00000002", middles(12))) == list(range(12))
 
 
+def test_a_damaged_frame_of_an_array_is_not_shown(packed, tmp_path):
+    pack(read_manifest(tmp_path / "clips.csv"), tmp_path / "raw", Packing(format="raw"), 0)
+    tar = tmp_path / "raw" / packed.name
+    offset, count = shards.sample(tar / "00000001").members["npy"]
+    content = bytearray(tar.read_bytes())
+    content[offset + count - 48 * 64 * 3 * 2] ^= 4  # the first value of the last frame but one
+    tar.write_bytes(content)
+    assert numbers(read.read(tar / "00000001", middles(12)[[11, 9, 11]])) == [11, 9, 11]
+    with pytest.raises(UnreadableVideo, match="frame 10 is damaged: its checksum"):
+        read.read(tar / "00000001", middles(12))
+
+
+def test_arrays_on_object_storage_are_read_in_any_order(packed, tmp_path):
+    pytest.importorskip("fsspec")
+    out = storage.place(f"memory://{tmp_path.name}/raw")
+    pack(read_manifest(tmp_path / "clips.csv"), out, Packing(format="raw"), 0)
+    assert numbers(read.read(out / packed.name / "00000001", middles(12)[[5, 0, 5, 11, 3]])) == [5, 0, 5, 11, 3]
+
+
 def test_a_shard_cut_short_and_a_torn_index_are_said(packed):
     whole = packed.read_bytes()
     packed.write_bytes(whole[: len(whole) // 2])
@@ -162,18 +181,21 @@ def test_a_shard_cut_short_and_a_torn_index_are_said(packed):
 
 
 def test_json_that_is_not_what_was_packed_is_refused(packed):
+    """Also where it could be: another rate shows other frames."""
     content = packed.read_bytes()
-    packed.write_bytes(content.replace(b'"files":{', b'"filez":{', 1))
-    with pytest.raises(UnreadableVideo, match="its JSON is not what was packed"):
-        read.probe(packed / "00000000")
+    for before, after in ((b'"files":{', b'"filez":{'), (b'"fps":30.0', b'"fps":10.0')):
+        assert before in content
+        packed.write_bytes(content.replace(before, after, 1))
+        with pytest.raises(UnreadableVideo, match="its JSON is not what was packed"):
+            read.probe(packed / "00000000")
 
 
 def test_an_index_of_many_samples_is_small_and_finds_each():
     count = 20_000
-    lines = [f"{k:08d} {k * 1000} 900 100 {k:08x}" for k in range(count)]
+    lines = [f"{k:08d} {k * 1000} 900 100 {k:08x} {k:08x}" for k in range(count)]
     index = shards.parse_index("\n".join([json.dumps({"tubelet": 1, "samples": count}), *lines]))
     assert [index.row(f"{k:08d}") for k in (0, 777, count - 1)] == [0, 777, count - 1]
     assert index.row(f"{count:08d}") is None
     assert index.row("0") is None
-    arrays = (index.keys, index.offsets, index.sizes, index.json_sizes, index.checksums)
+    arrays = (index.keys, index.offsets, index.sizes, index.json_sizes, index.json_checksums, index.checksums)
     assert sum(array.nbytes for array in arrays if array is not None) <= 40 * count

@@ -59,6 +59,8 @@ class Encoded:
     pictures: dict[str, Any] | None = None
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Ending -> (bytes, CRC-32)."""
+    checksums: list[int] = field(default_factory=list)
+    """CRC-32 of each frame of an array."""
 
     def add(self, key: str, ending: str, content: bytes) -> None:
         """Adds a small file."""
@@ -175,7 +177,9 @@ def raw(frames: Frames, key: str, path: Path) -> Encoded:
     result = Encoded("npy")
     with path.open("wb") as file:
         for _, frame in result.noted(frames):
-            file.write(frame.tobytes())
+            content = frame.tobytes()
+            file.write(content)
+            result.checksums.append(zlib.crc32(content))
     head = io.BytesIO()
     shape = (len(result.starts_s), result.height, result.width, 3)  # T H W C
     numpy.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})

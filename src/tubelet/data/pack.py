@@ -46,6 +46,7 @@ PROBED = 16
 UNHURRIED = 100 << 20
 """The time limit is for videos of up to so many bytes; larger ones get more in proportion."""
 PLAN = "pack.json"
+LOCK = ".lock"
 TAR_END = bytes(2 * shards.BLOCK)
 
 
@@ -133,6 +134,8 @@ def verify(out: Place, workers: int | None = None) -> tuple[int, list[tuple[Plac
     plan = _plan_of(out)
     if plan is None:
         raise TubeletError(f"no pack in {out}: {PLAN} is missing")
+    if plan.get("tubelet") != shards.VERSION:
+        raise TubeletError(f"{out} was packed by another version of Tubelet: pack it again")
     count = -(-plan["videos"] // plan["per_shard"])
     crew: Workers[int, tuple[int, list[tuple[Place, str]]]] = Workers(
         lambda number: _verify_shard(out / shard_name(number)), cores() if workers is None else workers, math.inf
@@ -183,11 +186,12 @@ def _plan(manifest: Manifest, packing: Packing, videos: int) -> dict[str, Any]:
 def _plan_of(out: Place) -> dict[str, Any] | None:
     try:
         with storage.opened(out / PLAN) as file:
-            return json.loads(file.read())
+            found = json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise TubeletError(f"cannot read {out / PLAN}: {error}") from None
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager
@@ -195,37 +199,56 @@ def _workplace(out: Place, packing: Packing, manifest: Manifest, videos: int) ->
     """Claims `out` for this pack, or refuses; the answer is a folder for what is not finished."""
     plan = _plan(manifest, packing, videos)
     try:
-        if isinstance(out, Path):
-            out.mkdir(parents=True, exist_ok=True)
-            if _plan_of(out) is None and any(not path.name.startswith(".packing-") for path in out.iterdir()):
-                raise TubeletError(f"{out} is not empty, and holds no pack: choose another folder")
-            folder = Path(tempfile.mkdtemp(prefix=".packing-", dir=out))
-        else:
-            folder = Path(tempfile.mkdtemp(prefix="tubelet-pack-"))
-        try:
-            if _plan_of(out) is None:
-                (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-                storage.put(folder / PLAN, out / PLAN)
-            with _alone(out):
-                _compare(out, plan)
-                if isinstance(out, Path):
-                    for other in out.glob(".packing-*"):  # of a process that was killed
-                        if other != folder:
-                            shutil.rmtree(other, ignore_errors=True)
+        _refuse_others(out)
+        desk = _desk(out)
+        with _alone(desk, out):
+            there = _plan_of(out)
+            if there is not None:
+                _compare(out, there, plan)
+            for folder in desk.glob(".packing-*"):  # of a process that was killed
+                shutil.rmtree(folder, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=".packing-", dir=desk))
+            try:
+                if there is None:
+                    (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+                    storage.put(folder / PLAN, out / PLAN)
                 yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise TubeletError(f"cannot write to {out}: {error.strerror or error}") from None
 
 
+def _refuse_others(out: Place) -> None:
+    """Nothing is written beside what somebody else has put there."""
+    try:
+        found = storage.names(out)
+    except FileNotFoundError:
+        return
+    if PLAN not in found and any(name != LOCK and not name.startswith(".packing-") for name in found):
+        raise TubeletError(f"{out} is not empty, and holds no pack: choose another folder")
+
+
+def _desk(out: Place) -> Path:
+    """A folder of this machine for what is not finished: `out`, or for object storage one that the next start finds."""
+    if isinstance(out, Path):
+        desk = out
+    else:
+        desk = Path(tempfile.gettempdir(), f"tubelet-pack-{hashlib.sha256(out.encode()).hexdigest()[:16]}")
+    desk.mkdir(parents=True, exist_ok=True)
+    return desk
+
+
 @contextmanager
-def _alone(out: Place) -> Iterator[None]:
-    """Keeps a second process from packing into the same folder. The lock ends with this process; forks have no part."""
-    if not isinstance(out, Path) or fcntl is None:
+def _alone(desk: Path, out: Place) -> Iterator[None]:
+    """Keeps a second process from packing into the same folder. The lock ends with this process; forks have no part.
+
+    It is on a file that nobody reads: such a lock is lost as soon as the process closes the file anywhere.
+    """
+    if fcntl is None:
         yield
         return
-    with (out / PLAN).open("r+") as file:
+    with (desk / LOCK).open("a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -233,8 +256,7 @@ def _alone(out: Place) -> Iterator[None]:
         yield
 
 
-def _compare(out: Place, plan: dict[str, Any]) -> None:
-    there = _plan_of(out) or {}
+def _compare(out: Place, there: dict[str, Any], plan: dict[str, Any]) -> None:
     for name, value in plan.items():
         if there.get(name) == value:
             continue
@@ -249,8 +271,9 @@ def _is_finished(out: Place, number: int) -> bool:
     tar = out / shard_name(number)
     try:
         with storage.opened(shards.index_place(tar)) as file:
-            return shards.parse_index(file.read().decode()).shard["bytes"] == storage.size(tar)
-    except (OSError, ValueError):
+            shard = shards.parse_index(file.read().decode()).shard
+        return shard["bytes"] == storage.size(tar) and not shard["passing"]
+    except (OSError, ValueError, KeyError):
         return False
 
 
@@ -298,25 +321,28 @@ def _write_shard(
     tar = folder / shard_name(number)
     lines: list[str] = []
     shard: dict[str, Any] = {"tubelet": shards.VERSION, "samples": 0, "bytes": 0, "sha256": "", "left_out": {}}
-    shard |= {"seconds": 0.0, "source_bytes": 0.0}
+    shard |= {"passing": 0, "seconds": 0.0, "source_bytes": 0.0}
     digest = hashlib.sha256()
     with tar.open("wb") as file:
         for unit in units:
             made = next(results)
             advance()
             if isinstance(made, Failure):
-                made = Made(left_out=made.reason)
-            if made.no_space:
-                raise OSError(made.no_space, os.strerror(made.no_space))
+                made = Made(left_out=made.reason, is_passing=True)
+            if made.error is not None:
+                raise made.error
             if made.left_out is not None:
+                _remove(folder, unit.key)
                 shard["left_out"][unit.key] = made.left_out
+                shard["passing"] += made.is_passing
                 continue
             offset, checksum = file.tell(), 0
             for block in _blocks(made.pieces, folder):
                 file.write(block)
                 digest.update(block)
                 checksum = zlib.crc32(block, checksum)
-            lines.append(f"{unit.key} {offset} {file.tell() - offset} {made.json_size} {checksum:08x}")
+            told = f"{made.json_size} {made.json_checksum:08x}"
+            lines.append(f"{unit.key} {offset} {file.tell() - offset} {told} {checksum:08x}")
             shard["seconds"] += made.seconds
             shard["source_bytes"] += made.source_bytes
         file.write(TAR_END)
@@ -335,15 +361,25 @@ def _blocks(pieces: list[bytes | OnDisk], folder: Path) -> Iterator[bytes]:
             yield piece
             continue
         left = piece.bytes
-        with piece.path.open("rb") as file:
+        try:
+            file = piece.path.open("rb")
+        except FileNotFoundError:
+            raise TubeletError(f"{piece.path} vanished while it was packed: start again") from None
+        with file:
             while left > 0:
                 block = file.read(min(left, 1 << 20))
                 if not block:
-                    raise TubeletError(f"{piece.path} became shorter while it was packed")
+                    raise TubeletError(f"{piece.path} became shorter while it was packed: start again")
                 left -= len(block)
                 yield block
         if piece.path.parent == folder:
             piece.path.unlink()
+
+
+def _remove(folder: Path, key: str) -> None:
+    """Removes what was made of a sample that is left out."""
+    for path in folder.glob(f"{key}.*"):
+        path.unlink()
 
 
 def _verify_shard(tar: Place) -> tuple[int, list[tuple[Place, str]]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import shutil
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import av
 import numpy
 
 from tubelet.data import encode, pictures, read, sample, shards, storage
@@ -26,10 +28,11 @@ QUALITIES = {"jpeg": (2, 2, 31), "webp": (90, 1, 100), "video": (18, 0, 51)}
 """Of each format: the quality if none is given, and the scale."""
 BYTES_OF_PIXEL = {"jpeg": 0.13, "webp": 0.09, "video": 0.02, "raw": 3.0}
 """What a pixel of natural video takes at the usual quality, for a first guess of the space that is needed."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 CODECS = {"jpeg": "mjpeg", "webp": "webp", "raw": "rawvideo", "video": "h264"}
 ROUNDING_S = 1e-6
 """Frames that start so near to k / fps are on an even clock."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -106,33 +109,55 @@ class Made:
 
     pieces: list[bytes | OnDisk] = field(default_factory=list)
     json_size: int = 0
+    json_checksum: int = 0
     seconds: float = 0.0
     source_bytes: float = 0.0
     """Bytes of the source, or the share of them that a span takes."""
     left_out: str | None = None
     """Why there is no sample."""
-    no_space: int | None = None
-    """The number of the error, where the disk is full."""
+    is_passing: bool = False
+    """Whether that may be otherwise the next time: what failed is not what the file holds."""
+    error: OSError | None = None
+    """Why nothing can be written."""
 
 
 # One video, in a worker
 
 
 def make(unit: Unit, packing: Packing, source: Place | None, folder: Path) -> Made:
-    """A sample, or why there is none: a video must never stop the others."""
+    """A sample, or why there is none: a video that is bad must never stop the others, and all else must stop."""
     try:
         return _encode(unit, packing, source, folder)
     except UnreadableVideo as error:
-        reason = error.reason
-    except TubeletError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            return Made(no_space=error.errno)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    for path in folder.glob(f"{unit.key}.*"):
-        path.unlink()
-    return Made(left_out=reason)
+        return Made(left_out=error.reason, is_passing=_is_of_storage(error))
+    except OSError as error:  # those of reading are UnreadableVideo
+        return Made(error=OSError(error.errno, error.strerror or str(error)))
+    except av.FFmpegError as error:
+        return Made(left_out=f"it cannot be encoded as {packing.format}: {error.strerror}")
+
+
+def _is_of_storage(error: BaseException | None) -> bool:
+    """Whether an error came of one of the file system: a file that is missing, a disk or a network that fails."""
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def _reading(place: Place) -> Iterator[None]:
+    """Tells errors of the storage of a source from those of writing."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableVideo(place, storage.words(error)) from error
+
+
+def _from(place: Place, items: Iterable[Item]) -> Iterator[Item]:
+    """What is read of a source, one by one."""
+    with _reading(place):
+        yield from items
 
 
 def _encode(unit: Unit, packing: Packing, source: Place | None, folder: Path) -> Made:
@@ -173,6 +198,8 @@ def _encode(unit: Unit, packing: Packing, source: Place | None, folder: Path) ->
     about |= {"codec": codec, "source_codec": info.codec, "video": made.video, "files": made.files}
     if made.pictures is not None:
         about |= {"frames": len(made.pictures["bytes"]), "pictures": made.pictures}
+    if made.checksums:
+        about["crc32"] = made.checksums
     if made.starts_s:
         about["frames"] = len(made.starts_s)
         even = numpy.arange(len(made.starts_s)) / fps
@@ -180,7 +207,7 @@ def _encode(unit: Unit, packing: Packing, source: Place | None, folder: Path) ->
             about["starts_s"] = [round(start_s, 6) for start_s in made.starts_s]
     told = json.dumps(about, separators=(",", ":")).encode()
     share = size_of(place) * (seconds / info.duration_s)
-    return Made([encode.member(f"{key}.json", told), *made.pieces], len(told), seconds, share)
+    return Made([encode.member(f"{key}.json", told), *made.pieces], len(told), zlib.crc32(told), seconds, share)
 
 
 def _frames(video: Video, info: VideoInfo, start_s: float, end_s: float, packing: Packing) -> encode.Frames:
@@ -211,7 +238,11 @@ def _sound(place: Place, info: VideoInfo, start_s: float, seconds: float) -> enc
         opened = shards.sound(place)
     else:
         opened = None if pictures.is_place(place) else partial(storage.opened, place)
-    return None if opened is None else encode.sound(opened(), info.start_s + start_s, seconds)
+    if opened is None:
+        return None
+    with _reading(place):
+        found = encode.sound(opened(), info.start_s + start_s, seconds)
+    return None if found is None else replace(found, chunks=_from(place, found.chunks))
 
 
 def _original(place: Place, key: str, folder: Path) -> encode.Encoded:
@@ -222,13 +253,20 @@ def _original(place: Place, key: str, folder: Path) -> encode.Encoded:
     if pictures.is_place(place):
         found = pictures.series(place)
         suffix = found.names[0].rpartition(".")[2].lower()
-        return encode.stored((found.encoded(number) for number in range(len(found.names))), suffix, key, path)
+        return encode.stored(_from(place, map(found.encoded, range(len(found.names)))), suffix, key, path)
     if isinstance(place, Path):
         path = place
     else:
-        with storage.opened(place) as file, path.open("wb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
+        with path.open("wb") as copy:
+            for block in _from(place, _blocks(place)):
+                copy.write(block)
     return encode.original(key, place.suffix.lower().removeprefix(".") or "video", path)
+
+
+def _blocks(place: Place) -> Iterator[bytes]:
+    with storage.opened(place) as file:
+        while block := file.read(1 << 20):
+            yield block
 
 
 def size_of(place: Place) -> int:

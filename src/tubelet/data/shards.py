@@ -4,15 +4,16 @@ A shard follows the WebDataset convention: a plain tar in which the consecutive 
 sample. A place in it is written as if the tar were a folder, ``shard-000003.tar/00000412``.
 
 Beside each shard of ours lies ``shard-000003.index``: a line of JSON about the shard, then one line a sample, ``key
-offset bytes json_bytes crc32``. The first file of a sample, ``KEY.json``, tells the size of every file after it.
+offset bytes json_bytes json_crc32 crc32``. The first file of a sample, ``KEY.json``, tells the size of every file after it.
 Therefore one clip costs the JSON and the pictures that it shows, read at known places of one open file or asked of
 object storage by their ranges. A tar without an index is walked through once by each process, and what it holds is
 remembered.
 
 ``KEY.json`` of ours has `tubelet` (the version of this format), `source` and `span_s` (where it came from), `label`,
 `group`, `split`, what `VideoInfo` has, `video` (which file holds the frames), `files` (``{"flac": [bytes, crc32]}``)
-and, where frames are stored one by one, `pictures` (``{"suffix": "jpg", "bytes": [...], "crc32": [...]}``). `starts_s`
-says when the display of each frame starts; where it is absent, frame k starts at k / fps.
+and, where frames are stored one by one, `pictures` (``{"suffix": "jpg", "bytes": [...], "crc32": [...]}``), or the
+`crc32` of each frame of an array. `starts_s` says when the display of each frame starts; where it is absent, frame k
+starts at k / fps.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Sample:
             held = ", ".join(self.members) or "nothing"
             raise UnreadableVideo(self.place, f"the sample has no .{ending}, only {held}")
         (found,) = self.parts([self.members[ending]])
-        self._compare(found, self.checksums.get(ending), f".{ending}")
+        self.compare(found, self.checksums.get(ending), f".{ending}")
         return found
 
     def opened(self, ending: str) -> BinaryIO:
@@ -100,14 +101,15 @@ class Sample:
         found = self.parts([(int(stored.offsets[number]), int(stored.sizes[number])) for number in numbers])
         if stored.checksums is not None:
             for number, picture in zip(numbers, found, strict=True):
-                self._compare(picture, int(stored.checksums[number]), f"picture {number}")
+                self.compare(picture, int(stored.checksums[number]), f"picture {number}")
         return found
 
     def parts(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of each (offset, count) in the tar, offsets rising; near ones on object storage in one request."""
         return _parts(self.place, self.tar, ranges)
 
-    def _compare(self, found: bytes, expected: int | None, what: str) -> None:
+    def compare(self, found: bytes, expected: int | None, what: str) -> None:
+        """Raises `UnreadableVideo` where bytes have another checksum than they were packed with."""
         if expected is not None and zlib.crc32(found) != expected:
             raise UnreadableVideo(self.place, f"{what} is damaged: its checksum is not the one it was packed with")
 
@@ -122,6 +124,7 @@ class Index:
     """Bytes from the header of a sample's first file to the end of its last."""
     json_sizes: numpy.ndarray | None = None
     """Bytes of each sample's ``KEY.json``; None in tars of others."""
+    json_checksums: numpy.ndarray | None = None
     checksums: numpy.ndarray | None = None
     """CRC-32 of each sample's bytes."""
     shard: dict[str, Any] = field(default_factory=dict)
@@ -195,12 +198,12 @@ def parse_index(text: str) -> Index:
     if not isinstance(shard, dict) or shard.get("tubelet") != VERSION or shard.get("samples") != len(lines):
         raise ValueError("not an index of this version, or torn")
     rows = [line.split(" ") for line in lines]
-    columns = list(zip(*rows, strict=True)) or [()] * 5
+    columns = list(zip(*rows, strict=True)) or [()] * 6
     offsets, sizes, json_sizes = (numpy.array(column, dtype=numpy.int64) for column in columns[1:4])
-    return Index(
-        keys=numpy.array(columns[0], dtype="S"), offsets=offsets, sizes=sizes, json_sizes=json_sizes,
-        checksums=numpy.array([int(word, 16) for word in columns[4]], dtype=numpy.uint32), shard=shard,
-    )  # fmt: skip
+    json_checksums, checksums = (
+        numpy.array([int(word, 16) for word in column], dtype=numpy.uint32) for column in columns[4:6]
+    )
+    return Index(numpy.array(columns[0], dtype="S"), offsets, sizes, json_sizes, json_checksums, checksums, shard)
 
 
 def padded(count: int) -> int:
@@ -243,10 +246,10 @@ def read(
         starts_s = _starts_s(found, fps)
         mercy_s = mercy(_rate(found, fps))
         numbers = (numpy.searchsorted(starts_s, times_s + mercy_s, side="right") - 1).clip(0)
-        if kind == "pictures":
-            return _painted(found, numbers, short_side)
-        if kind == "npy":
-            return _rows(found, numbers, short_side)
+        if kind in ("pictures", "npy"):
+            wanted, rows = numpy.unique(numbers, return_inverse=True)
+            clip = (_painted if kind == "pictures" else _rows)(found, wanted.tolist(), short_side)  # T H W C
+            return clip if len(wanted) == len(rows) and (numpy.diff(rows) > 0).all() else clip[rows]
         ends_s = numpy.append(starts_s[1:], 2 * starts_s[-1] + 1)
         times_s = ((starts_s + ends_s) / 2)[numbers]  # amid their display, where no rounding matters
     return decode.read(place, times_s, short_side, file=partial(found.opened, kind))
@@ -339,10 +342,9 @@ def _pictures(found: Sample) -> Pictures:
     return found.pictures
 
 
-def _painted(found: Sample, numbers: numpy.ndarray, short_side: int | None) -> numpy.ndarray:
-    wanted, rows = numpy.unique(numbers, return_inverse=True)
-    clip = pictures.paint(_decoded(found, wanted.tolist()), len(wanted), short_side)  # T H W C
-    return clip if len(wanted) == len(rows) and (numpy.diff(rows) > 0).all() else clip[rows]
+def _painted(found: Sample, numbers: list[int], short_side: int | None) -> numpy.ndarray:
+    """Pictures, T H W C uint8."""
+    return pictures.paint(_decoded(found, numbers), len(numbers), short_side)
 
 
 def _decoded(found: Sample, numbers: list[int]) -> Iterator[VideoFrame]:
@@ -354,14 +356,17 @@ def _decoded(found: Sample, numbers: list[int]) -> Iterator[VideoFrame]:
             raise UnreadableVideo(found.place, f"picture {number}: {error}") from None
 
 
-def _rows(found: Sample, numbers: numpy.ndarray, short_side: int | None) -> numpy.ndarray:
+def _rows(found: Sample, numbers: list[int], short_side: int | None) -> numpy.ndarray:
     """Frames of a NumPy file, T H W C uint8."""
     offset, count = found.members["npy"]
     shape = int(found.about["height"]), int(found.about["width"]), 3
     each = shape[0] * shape[1] * shape[2]
     first = offset + count - found.about["frames"] * each  # after NumPy's header
-    ranges = [(first + int(number) * each, each) for number in numbers]
-    frames = [numpy.frombuffer(found_bytes, numpy.uint8).reshape(shape) for found_bytes in found.parts(ranges)]
+    ranges = [(first + number * each, each) for number in numbers]
+    frames = []
+    for number, pixels in zip(numbers, found.parts(ranges), strict=True):
+        found.compare(pixels, found.about["crc32"][number], f"frame {number}")
+        frames.append(numpy.frombuffer(pixels, numpy.uint8).reshape(shape))
     if short_side is None or short_side >= min(shape[:2]):
         return numpy.stack(frames)  # T H W C
     shown = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames)
@@ -430,15 +435,20 @@ def _sample(place: Place, tar: Place, key: str, stamp: tuple[int, int] | None) -
     if row is None:
         raise UnreadableVideo(place, f"the shard {tar.name} has no sample {key!r}")
     offset, size = int(found.offsets[row]), int(found.sizes[row])
-    if found.json_sizes is None:
+    if found.json_sizes is None or found.json_checksums is None:
         return _sample_of_others(place, tar, offset, size)
-    return _sample_of_ours(place, tar, offset, size, int(found.json_sizes[row]))
+    return _sample_of_ours(place, tar, offset, size, int(found.json_sizes[row]), int(found.json_checksums[row]))
 
 
-def _sample_of_ours(place: Place, tar: Place, offset: int, size: int, json_size: int) -> Sample:
+def _sample_of_ours(
+    place: Place, tar: Place, offset: int, size: int, json_size: int, json_checksum: int
+) -> Sample:
     """Where everything lies is told by the JSON, which comes first."""
     try:
-        about = json.loads(_parts(place, tar, [(offset + BLOCK, json_size)])[0])
+        (encoded,) = _parts(place, tar, [(offset + BLOCK, json_size)])
+        if zlib.crc32(encoded) != json_checksum:
+            raise ValueError
+        about = json.loads(encoded)
         told, files = about.get("pictures"), about["files"]
         members = {"json": (offset + BLOCK, json_size)}
         at = offset + BLOCK + padded(json_size)
@@ -457,7 +467,8 @@ def _sample_of_ours(place: Place, tar: Place, offset: int, size: int, json_size:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UnreadableVideo(place, f"it is damaged in {tar.name}: its JSON is not what was packed") from None
-    return Sample(place, tar, about, members, stored, {ending: crc for ending, (_, crc) in files.items()})
+    checksums = {ending: crc for ending, (_, crc) in files.items()}
+    return Sample(place, tar, about, members, stored, checksums | {"json": json_checksum})
 
 
 def _sample_of_others(place: Place, tar: Place, offset: int, size: int) -> Sample:
