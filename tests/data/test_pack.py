@@ -16,8 +16,8 @@ from typing import Any
 import numpy
 import pytest
 
-from tubelet.data import pack as packing_module
 from tubelet.data import encode, read, shards, storage
+from tubelet.data import pack as packing_module
 from tubelet.data.clips import Clips
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.listing import Manifest, Video, divide, read_manifest, write_manifest

@@ -4,7 +4,8 @@ A shard follows the WebDataset convention: a plain tar in which the consecutive 
 sample. A place in it is written as if the tar were a folder, ``shard-000003.tar/00000412``.
 
 Beside each shard of ours lies ``shard-000003.index``: a line of JSON about the shard, then one line a sample, ``key
-offset bytes json_bytes json_crc32 crc32``. The first file of a sample, ``KEY.json``, tells the size of every file after it.
+offset bytes json_bytes json_crc32 crc32``. The first file of a sample, ``KEY.json``, tells the size of every file after
+it.
 Therefore one clip costs the JSON and the pictures that it shows, read at known places of one open file or asked of
 object storage by their ranges. A tar without an index is walked through once by each process, and what it holds is
 remembered.
