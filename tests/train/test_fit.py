@@ -264,5 +264,6 @@ def test_what_is_unreadable_is_counted_by_videos_not_files(corpus, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_text("not a video")
     spans = [replace(videos[0], path=broken, start_s=float(i)) for i in range(8)]
-    with pytest.raises(TubeletError, match=r"videos cannot be read"):
-        fit(make_learner(), Clips(Manifest([*videos.videos, *spans], classes=videos.classes), **CLIP), tmp_path, **OPTIONS)
+    rows = Manifest([*videos.videos, *spans], classes=videos.classes)
+    with pytest.raises(TubeletError, match="videos cannot be read"):
+        fit(make_learner(), Clips(rows, **CLIP), tmp_path, **OPTIONS)
