@@ -55,7 +55,7 @@ def probe(path: Place, file: Callable[[], BinaryIO] | None = None) -> VideoInfo:
     """
     with _Player(path, file) as player:
         stream, picture = player.stream, player.shown.picture
-        turns = _quarter_turns(picture)
+        turns, mirrored = _orientation(picture)
         duration_s = player.duration_s()
         return VideoInfo(
             duration_s=duration_s,
@@ -66,6 +66,7 @@ def probe(path: Place, file: Callable[[], BinaryIO] | None = None) -> VideoInfo:
             codec=stream.codec_context.codec.canonical_name,
             start_s=player.origin * player.tick_s,
             rotation=90 * turns,
+            mirrored=mirrored,
         )
 
 
@@ -139,7 +140,7 @@ class _Painter:
     """
 
     def __init__(self, first: VideoFrame, short_side: int | None) -> None:
-        self.quarter_turns = _quarter_turns(first)
+        self.quarter_turns, self.mirrored = _orientation(first)
         self.width, self.height = first.width, first.height
         shorter = min(first.width, first.height)
         if short_side is not None and short_side < shorter:
@@ -154,7 +155,8 @@ class _Painter:
             planes = SCALED_AS.get(picture.format.name, "rgb24")
             picture = self.scaler.reformat(picture, self.width, self.height, planes, interpolation="AREA", threads=1)
         rgb = self.converter.reformat(picture, format="rgb24", threads=1)
-        return numpy.rot90(rgb.to_ndarray(), self.quarter_turns)  # H W C
+        pixels = rgb.to_ndarray()  # H W C
+        return numpy.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.quarter_turns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,6 +373,16 @@ class _Player:
         return end
 
 
-def _quarter_turns(picture: VideoFrame) -> int:
-    """Quarter turns counter-clockwise that bring a picture upright."""
-    return round(picture.rotation / 90) % 4
+def _orientation(picture: VideoFrame) -> tuple[int, bool]:
+    """Quarter turns counter-clockwise that bring a picture upright, and whether it is mirrored before, left to right.
+
+    The matrix of display (ISO/IEC 14496-12, 8.3.2) takes a point (p, q), q downward, to (a p + c q, b p + d q).
+    """
+    matrix = picture.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0, False
+    a, b, _, c, d, *_ = numpy.frombuffer(matrix, dtype=numpy.int32).tolist()
+    mirrored = a * d < b * c
+    if mirrored:
+        a, b = -a, -b
+    return round(math.atan2(-b, a) / (math.pi / 2)) % 4, mirrored

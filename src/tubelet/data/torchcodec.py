@@ -160,11 +160,11 @@ def _ratio(place: str | Place, short_side: int | None) -> float | None:
 def _exactly(
     place: Place, times_s: numpy.ndarray, info: VideoInfo, device: str, source: Callable[[], str | BinaryIO]
 ) -> Tensor | None:
-    """T C H W at the stored size, or None where torchcodec fails or gives frames of other times."""
+    """T C H W at the stored size, or None where torchcodec fails, gives frames of other times, or would not mirror."""
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
     found = _starts(source)
-    if found is None:
+    if found is None or info.mirrored:
         return None
     starts_s, tick_s = found
     mercy_s = min(max(tick_s, 1e-4), 0.05 / info.fps)  # as in decode.py
