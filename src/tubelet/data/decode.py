@@ -40,6 +40,9 @@ SCALED_AS = {"yuv420p": "yuv444p", "yuv422p": "yuv444p", "yuvj420p": "yuvj444p",
 INDEX_MISLEADS = {"mpeg", "mpegts"}
 """Containers without an index, for which FFmpeg lists any packet it has seen as a key frame."""
 
+TAIL_S = 2.0
+"""So much of the end of a program stream is read to find its last frame."""
+
 UNINDEXED_JUMP_S = 5.0
 """Without an index nobody knows where the next key frame is: a gap longer than this is worth a seek."""
 
@@ -234,14 +237,31 @@ class _Player:
         return self.packets.ended and self.coming is None and not self.packets.is_after(self.shown.start)
 
     def duration_s(self) -> float:
-        """From the header, or, where that is silent (live recordings), by reading every packet."""
-        ticks = self.stream.duration
-        if ticks is None and self.container.duration is not None:
-            # The container's clock does not start at the first frame, but its end is the file's end.
-            ticks = self.container.duration / av.time_base / self.tick_s - max(0, self.origin)
-        if ticks is None or ticks <= 0:
-            ticks = self._last_packet_end() - self.origin
-        return max(float(ticks * self.tick_s), 1 / self.fps)
+        """From the start of the first displayed frame to the end of the last. To be asked before playing.
+
+        The header says it. Where that is silent (live recordings, streams without a container) all packets are read.
+        """
+        end = self._announced_end()
+        if end is None:
+            end = self._last_packet_end()
+        elif self.container.format.name == "mpeg":  # the last stamp that FFmpeg found, and not each frame has one
+            with suppress(av.FFmpegError):
+                self.container.seek(int(end - TAIL_S / self.tick_s), stream=self.stream)
+            end = max(end, self._last_packet_end())
+        return max(float((end - self.origin) * self.tick_s), 1 / self.fps)
+
+    def _announced_end(self) -> float | None:
+        if self.stream.duration:
+            start = self.stream.start_time  # of the first packet, which it may not be possible to decode
+            return self.stream.duration + (self.origin if start is None else min(start, self.origin))
+        if self.container.duration is not None:  # its clock does not start at the first frame
+            return self.container.duration / av.time_base / self.tick_s + min(0, self.origin)
+        return None
+
+    def _last_packet_end(self) -> float:
+        for _ in self._demux():
+            pass
+        return self.end
 
     def _until_a_jump(self, moments: deque[float]) -> list[float]:
         """The first of `moments` and those for which one plays on from there."""
@@ -312,6 +332,7 @@ class _Player:
             self.trusting &= not self.in_order_of_storage and codec.field_order in PROGRESSIVE
             # How much earlier than displayed a picture may be decoded: files are searched by either time.
             self.delay = codec.reorder_depth / self.fps / self.tick_s
+            self.end = -math.inf  # of the packets that came by, in ticks
             self._play_from_here()
             shown = next(self.pictures, None)
             if shown is None:
@@ -355,22 +376,17 @@ class _Player:
             yield from codec.decode(None)  # what the decoder still holds
 
     def _demux(self) -> Iterator[Packet]:
+        step = 1 / self.fps / self.tick_s
         with suppress(av.FFmpegError):  # the file breaks off there
             for packet in self.container.demux(self.stream):
                 if packet.size == 0 and packet.dts is None:  # PyAV's mark of the end
                     break
+                start = max(self.end, 0) if packet.pts is None else packet.pts  # without times they are counted
+                self.end = max(self.end, start + (packet.duration or step))
                 yield packet
         if self.source.error:
             raise UnreadableVideo(self.path, words(self.source.error))
 
-    def _last_packet_end(self) -> float:
-        end = self.origin
-        with suppress(av.FFmpegError):
-            self.container.seek(self.origin, stream=self.stream)
-        for packet in self._demux():
-            if packet.pts is not None:
-                end = max(end, packet.pts + (packet.duration or 1 / self.fps / self.tick_s))
-        return end
 
 
 def _orientation(picture: VideoFrame) -> tuple[int, bool]:
