@@ -20,7 +20,7 @@ import numpy
 from av.video.reformatter import VideoReformatter
 
 from tubelet.data.container import FALLBACK_FPS, open_container, rate, video_stream, words
-from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.info import UnreadableVideo, VideoInfo, shrunk
 from tubelet.data.packets import Doubt, Packets
 from tubelet.data.storage import Place
 
@@ -144,11 +144,7 @@ class _Painter:
 
     def __init__(self, first: VideoFrame, short_side: int | None) -> None:
         self.quarter_turns, self.mirrored = _orientation(first)
-        self.width, self.height = first.width, first.height
-        shorter = min(first.width, first.height)
-        if short_side is not None and short_side < shorter:
-            self.width = max(short_side, round(first.width * short_side / shorter))
-            self.height = max(short_side, round(first.height * short_side / shorter))
+        self.width, self.height = shrunk(first.width, first.height, short_side)
         turned = self.quarter_turns % 2
         self.shape = (self.width, self.height, 3) if turned else (self.height, self.width, 3)
         self.scaler, self.converter = VideoReformatter(), VideoReformatter()  # for all pictures: they keep their tables

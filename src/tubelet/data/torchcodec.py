@@ -28,7 +28,7 @@ from tubelet import log
 from tubelet.data import read as reading
 from tubelet.data import storage
 from tubelet.data.container import PICTURES
-from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.info import UnreadableVideo, VideoInfo, shrunk
 from tubelet.data.storage import Place
 from tubelet.data.workers import Failure, Workers
 from tubelet.types import TubeletError
@@ -218,10 +218,9 @@ def _shrink(clip: Tensor, short_side: int | None) -> Tensor:
     from torch.nn.functional import interpolate
 
     height, width = clip.shape[-2:]
-    shorter = min(height, width)
-    if short_side is None or short_side >= shorter:
+    size = shrunk(width, height, short_side)[::-1]
+    if size == (height, width):
         return clip
-    size = [max(short_side, round(side * short_side / shorter)) for side in (height, width)]
     return interpolate(clip, size=size, mode="bilinear", antialias=True)  # T C h w
 
 
