@@ -164,7 +164,8 @@ def data_pack(args: Namespace, _: list[str]) -> None:
     """Decode videos once, and rewrite them into shards from which clips are read many times faster.
 
     Shards are tars of the WebDataset convention. A manifest of the packed videos is written beside them, to be used
-    like the first one. The same command goes on where it was ended.
+    like the first one. The same command goes on where it was ended: shards of the right size are taken to be whole
+    (--verify compares their checksums), those of sources that have changed are made again.
     """
     from tubelet.data.listing import read_manifest
     from tubelet.data.pack import Packing, pack, verify
@@ -176,7 +177,10 @@ def data_pack(args: Namespace, _: list[str]) -> None:
         for where, reason in damaged:
             warn(f"{where}: {reason}")
         if damaged:
-            raise TubeletError(f"{args.verify} is damaged in {len(damaged):,} places; {whole_ones:,} samples are whole")
+            raise TubeletError(
+                f"{args.verify} is damaged in {len(damaged):,} places; {whole_ones:,} samples are whole: delete the "
+                "shard-N.index of those shards and run the command that packed them again"
+            )
         say(f"all {whole_ones:,} samples of {args.verify} are whole")
         return
     if args.manifest is None or args.out is None:

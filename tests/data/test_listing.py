@@ -356,6 +356,20 @@ def test_join(tmp_path):
     assert again[0].extra["mood"] == "glad"
 
 
+def test_join_tells_groups_of_one_name_apart(tmp_path):
+    mixture = joined(tmp_path, "path,group\na.mp4,1\nb.mp4,x\n", "path,group\nc.mp4,1\nd.mp4,\n")
+    assert [video.group for video in mixture] == ["a/1", "x", "b/1", None]
+    assert len(set(mixture.groups)) == 4
+
+
+def test_packs_are_joined_by_their_folders(tmp_path):
+    for name in ("ucf", "hmdb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "clips.csv").write_text("path\na.mp4\n")
+    mixture = join([read_manifest(tmp_path / name / "clips.csv") for name in ("ucf", "hmdb")])
+    assert [video.corpus for video in mixture] == ["ucf", "hmdb"]
+
+
 def test_join_keeps_an_official_order_of_classes(tmp_path):
     ordered = "path,label,class_number\na.mp4,run,0\nb.mp4,jump,1\n"
     mixture = joined(tmp_path, "path,label\nc.mp4,sit\nd.mp4,jump\n", ordered)

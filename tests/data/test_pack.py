@@ -4,15 +4,18 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy
 import pytest
 
@@ -339,6 +342,135 @@ def test_only_what_is_wrong_with_a_video_leaves_it_out(source, tmp_path, monkeyp
     assert not list((tmp_path / "out").glob("shard-*"))
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_file_that_breaks_off_is_left_out(tmp_path, suffix):
+    """What is packed would not show that it does; nor what a long last frame is, which is told."""
+    path = make_video(tmp_path / f"cut.{suffix}", 250, gop=10, b_frames=0)
+    if suffix == "mp4":
+        front = tmp_path / "front.mp4"
+        with av.open(str(path)) as old, av.open(str(front), "w", options={"movflags": "+faststart"}) as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(old.streams.video[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    new.mux(packet)
+        front.replace(path)
+    os.truncate(path, int(path.stat().st_size * 0.4))
+    slides = make_video(tmp_path / "slides.mp4", 3, times_s=[0.0, 1.0, 9.0])
+    rows = [Video(path), Video(path, 0.3, 1.0), Video(path, 6.0, 7.0), Video(slides)]
+    write_manifest(tmp_path / "a.csv", Manifest(rows))
+    result = pack(read_manifest(tmp_path / "a.csv"), tmp_path / "out", Packing(), 0)
+    (whole, span) = [reason for _, reason in result.left_out]
+    found = re.match(r"it breaks off after (\d\.\d) of 8\.3 seconds", whole)
+    assert found is not None
+    assert span == "the file breaks off before the middle of this span"
+    good, slow = read_manifest(tmp_path / "out" / "clips.csv")
+    assert read.probe(good.path).duration_s == pytest.approx(0.7)
+    assert "still_s" not in shards.sample(good.path).about
+    assert read.probe(slow.path).duration_s == read.probe(slides).duration_s
+    end_s = float(found[1])
+    write_manifest(tmp_path / "b.csv", Manifest([Video(path, 0.0, 1.5 * end_s)]))
+    (copy,) = packed(tmp_path / "b.csv", tmp_path / "most")
+    assert shards.sample(copy.path).about["still_s"] == pytest.approx(end_s, abs=0.1)
+
+
+def test_sources_that_have_changed_are_packed_again(source, tmp_path):
+    for name in "ab":
+        shutil.copy(source.parent / "plain.mp4", tmp_path / f"{name}.mp4")
+    write_manifest(tmp_path / "a.csv", Manifest([Video(tmp_path / "a.mp4"), Video(tmp_path / "b.mp4")]))
+    packed(tmp_path / "a.csv", tmp_path / "out", per_shard=1)
+    before = contents(tmp_path / "out")
+    make_video(tmp_path / "a.mp4", 9)
+    copies = packed(tmp_path / "a.csv", tmp_path / "out", per_shard=1)
+    assert [read.probe(copy.path).frames for copy in copies] == [9, 40]
+    assert contents(tmp_path / "out")["shard-000001.index"] == before["shard-000001.index"]
+    (tmp_path / "b.mp4").unlink()
+    assert len(packed(tmp_path / "a.csv", tmp_path / "out", per_shard=1)) == 2, "what is packed outlives its source"
+
+
+def test_of_a_file_with_several_rows_only_what_all_say_is_told(source, tmp_path):
+    path = source.parent / "plain.mp4"
+    rows = [
+        Video(path, 0.0, 0.5, "x", "g", "train", {"caption": "first half", "note": "n"}),
+        Video(path, 0.5, 1.0, "x", "h", "train", {"caption": "second half", "note": "n"}),
+        Video(path, 90.0, 91.0, "x", "h", "train"),
+    ]
+    write_manifest(tmp_path / "a.csv", Manifest(rows))
+    copies = packed(tmp_path / "a.csv", tmp_path / "out", format="original")
+    found = shards.sample(copies[0].path)
+    assert "txt" not in found.members
+    assert found.read("cls") == b"0"
+    assert "group" not in found.about
+    assert (found.about["label"], found.about["split"]) == ("x", "train")
+    assert [(v.start_s, v.end_s, v.group, v.extra.get("caption")) for v in copies[:2]] == [
+        (0.0, 0.5, "g", "first half"), (0.5, 1.0, "h", "second half")
+    ]  # fmt: skip
+
+
+def test_a_column_called_source_is_kept_and_so_is_ours(source, tmp_path):
+    write_manifest(tmp_path / "a.csv", Manifest([Video(source.parent / "plain.mp4", extra={"source": "a camera"})]))
+    (copy,) = packed(tmp_path / "a.csv", tmp_path / "out")
+    assert copy.extra["source"] == "a camera"
+    assert copy.extra["packed_from"] == str(source.parent / "plain.mp4")
+
+
+def test_the_list_of_what_is_left_out_goes_with_it(source, tmp_path):
+    write_manifest(tmp_path / "a.csv", Manifest([Video(tmp_path / "late.mp4"), Video(source.parent / "plain.mp4")]))
+    packed(tmp_path / "a.csv", tmp_path / "out")
+    assert (tmp_path / "out" / "unreadable.csv").exists()
+    shutil.copy(source.parent / "slow.avi", tmp_path / "late.mp4")
+    packed(tmp_path / "a.csv", tmp_path / "out")
+    assert not (tmp_path / "out" / "unreadable.csv").exists()
+
+
+def test_files_of_a_worker_that_was_stopped_are_removed(source, tmp_path, monkeypatch):
+    raw = encode.raw
+
+    def slow(frames, key, path):
+        if key == "00000000":
+            path.write_bytes(bytes(100_000))
+            time.sleep(60)
+        return raw(frames, key, path)
+
+    left = []
+    put = storage.put
+    monkeypatch.setattr(encode, "raw", slow)
+    monkeypatch.setattr(storage, "put", lambda a, b: left.extend(a.parent.glob("00000000.*")) or put(a, b))
+    rows = [Video(source.parent / "turned.mp4"), Video(source.parent / "slow.avi")]
+    write_manifest(tmp_path / "a.csv", Manifest(rows))
+    result = pack(read_manifest(tmp_path / "a.csv"), tmp_path / "out", Packing(format="raw"), 1, limit_s=1.5)
+    assert len(result.left_out) == 1
+    assert left == []
+
+
+def test_object_storage_that_holds_other_things_is_left_alone(source, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file(f"/{tmp_path.name}/mine/clips.csv", b"path\nmine.mp4\n")
+    with pytest.raises(TubeletError, match="is not empty, and holds no pack"):
+        packed_at = storage.place(f"memory://{tmp_path.name}/mine")
+        pack(read_manifest(source), packed_at, Packing(), 0)
+    assert memory.cat_file(f"/{tmp_path.name}/mine/clips.csv") == b"path\nmine.mp4\n"
+
+
+def test_what_a_killed_start_left_for_object_storage_is_removed_by_the_next(source, tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    out = storage.place(f"memory://{tmp_path.name}/killed")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    left = packing_module._desk(out) / ".packing-old"
+    left.mkdir()
+    pack(read_manifest(source), out, Packing(), 0)
+    assert [path.name for path in (tmp_path / "temporary").rglob("*") if path.is_file()] == [".lock"]
+    assert not left.exists()
+
+
+def test_a_pack_of_another_version_is_not_verified(source, tmp_path):
+    packed(source, tmp_path / "out")
+    (tmp_path / "out" / "pack.json").write_text('{"tubelet": 99}')
+    with pytest.raises(TubeletError, match="another version"):
+        verify(tmp_path / "out", 0)
+
+
 def test_verify_names_the_damaged_samples(source, tmp_path):
     copies = packed(source, tmp_path / "out")
     assert verify(tmp_path / "out", 0) == (7, [])
@@ -433,8 +565,6 @@ def test_real_clips(real_clips, tmp_path):
 
 def _samples(content: bytes, folder: Path) -> numpy.ndarray:
     """The sound of a file as FFmpeg decodes it: mono, in [-1, 1]."""
-    import av
-
     path = folder / "sound.bin"
     path.write_bytes(content)
     with av.open(str(path)) as container:

@@ -49,6 +49,19 @@ def test_a_place_goes_on_inside_a_tar():
     assert shards.inside(Path("a/b.mp4")) is None
 
 
+def test_a_folder_that_is_called_as_a_tar_is_a_folder(tmp_path):
+    video = make_video(tmp_path / "part.tar" / "a.mp4", 12)
+    assert shards.inside(video) is None
+    assert numbers(read.read(video, middles(12))) == list(range(12))
+
+
+def test_thumbnails_beside_a_video_are_not_the_video(packed, tmp_path):
+    thumbnails = shards.sample(packed / "00000001").encoded([3, 4])
+    files = {"k.mp4": make_video(tmp_path / "v.mp4", 20).read_bytes()}
+    tar = make_tar(tmp_path / "t.tar", files | {f"k.thumb{n}.jpg": content for n, content in enumerate(thumbnails)})
+    assert numbers(read.read(tar / "k", middles(20))) == list(range(20))
+
+
 def test_samples_of_other_tools_are_read(tmp_path):
     """video2dataset's tars: a video with its caption and metadata; a class; names in folders, long and with dots."""
     video = make_video(tmp_path / "a.mp4", 20).read_bytes()
@@ -172,12 +185,18 @@ def test_a_shard_cut_short_and_a_torn_index_are_said(packed):
     packed.write_bytes(whole)
     index = Path(shards.index_place(packed))
     lines = index.read_text().splitlines()
-    for text in ("\n".join(lines[:-1]), "{}\n", "", json.dumps({"tubelet": 99, "samples": 0})):
+    for text in ("\n".join(lines[:-1]), json.dumps({"tubelet": 99, "samples": 0})):
         index.write_text(text)
         shards._index.cache_clear()
         shards._sample.cache_clear()
         with pytest.raises(UnreadableVideo, match=r"shard-000000.index is damaged or of another version"):
             read.probe(packed / "00000000")
+
+
+@pytest.mark.parametrize("text", [b"", b"{}\n", b"k.mp4 0 1000\n", b"\xff\xfe"])
+def test_an_index_of_another_tool_is_none(packed, text):
+    Path(shards.index_place(packed)).write_bytes(text)
+    assert numbers(read.read(packed / "00000002", middles(12))) == list(range(12))
 
 
 def test_json_that_is_not_what_was_packed_is_refused(packed):

@@ -82,6 +82,9 @@ def test_a_url_has_what_callers_use_of_a_path():
     assert (url.name, url.stem, url.suffix, url.parent) == ("a b.MP4", "a b", ".MP4", "s3://bucket/in")
     assert url.parent / "../c.mp4" == "s3://bucket/c.mp4"
     assert isinstance(url.parent / "c", Url)
+    signed = Url("https://host/in/c.mp4?signature=a/b")
+    assert (signed.name, signed.suffix, signed.parent) == ("c.mp4", ".mp4", "https://host/in")
+    assert Url("s3://bucket/why?.mp4").suffix == ".mp4"
     assert pickle.loads(pickle.dumps(url)) == url
 
 

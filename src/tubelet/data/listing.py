@@ -290,8 +290,9 @@ def train_and_validation(manifest: Manifest) -> tuple[Manifest, Manifest]:
 def join(manifests: Sequence[Manifest], labels: bool = True) -> Manifest:
     """One manifest of several corpora, with `corpus` filled in: the name of each one's file where a row has none.
 
-    Classes are the same where they have the same name, and keep an official order (`class_number`) where there is one.
-    Where one has splits, all videos of one without are for training.
+    Of a pack, whose manifests are all called ``clips``, it is the name of the folder. Groups of one name in several
+    manifests are told apart by their corpora. Classes are the same where they have the same name, and keep an official
+    order (`class_number`) where there is one. Where one has splits, all videos of one without are for training.
 
     Args:
         labels: keep them; False leaves them out, as a mixture for pre-training alone may.
@@ -304,10 +305,15 @@ def join(manifests: Sequence[Manifest], labels: bool = True) -> Manifest:
     owners: dict[str, Manifest] = {}
     videos: list[Video] = []
     default = "train" if any(manifest.splits for manifest in manifests) else None
+    shared = Counter(group for manifest in manifests for group in {v.group for v in manifest if v.group is not None})
     for manifest in manifests:
-        name = manifest.source.stem if manifest.source else "corpus"
+        name = _corpus(manifest)
         split = None if manifest.splits else default
-        mine = [replace(v, corpus=v.corpus or name, split=v.split or split) for v in manifest]
+        mine = [
+            replace(v, corpus=v.corpus or name, split=v.split or split,
+                    group=f"{v.corpus or name}/{v.group}" if v.group and shared[v.group] > 1 else v.group)
+            for v in manifest
+        ]  # fmt: skip
         for corpus in dict.fromkeys(str(video.corpus) for video in mine):
             if owners.setdefault(corpus, manifest) is not manifest:
                 raise TubeletError(
@@ -316,6 +322,13 @@ def join(manifests: Sequence[Manifest], labels: bool = True) -> Manifest:
                 )
         videos += mine if labels else [replace(video, label=None) for video in mine]
     return Manifest(videos, _joined_classes(manifests) if labels else None)
+
+
+def _corpus(manifest: Manifest) -> str:
+    """A name for the corpus of a manifest."""
+    if manifest.source is None:
+        return "corpus"
+    return manifest.source.parent.name if manifest.source.stem == "clips" else manifest.source.stem
 
 
 def _joined_classes(manifests: Sequence[Manifest]) -> list[str] | None:

@@ -128,7 +128,6 @@ class Gathered:
             ("checksum of what is there", self.present.checksum()),
         ]
 
-
     def _folders(self) -> list[tuple[str, str]]:
         rates = Counter(video.fps for video in self.manifest if video.fps is not None)
         return [("folders of pictures", f"{count:,}, taken to be {fps:g} a second") for fps, count in rates.items()]

@@ -36,7 +36,7 @@ from tubelet.data.encode import OnDisk
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.inspect import write_unreadable
 from tubelet.data.listing import Manifest, Video, write_manifest, written
-from tubelet.data.packing import Made, Packing, Unit, guess, make, size_of
+from tubelet.data.packing import STAMP, Made, Packing, Unit, guess, make, size_of, source_stamp
 from tubelet.data.storage import Place
 from tubelet.data.workers import Failure, Workers
 from tubelet.types import TubeletError
@@ -98,7 +98,7 @@ def pack(
     size = packing.per_shard
     members = [units[first : first + size] for first in range(0, len(units), size)]
     with _workplace(out, packing, manifest, len(units)) as folder:
-        finished = {number for number in range(len(members)) if _is_finished(out, number)}
+        finished = {number for number, some in enumerate(members) if _is_finished(out, number, some)}
         todo = [unit for number, some in enumerate(members) if number not in finished for unit in some]
         crew: Workers[int, Made] = Workers(
             lambda number: make(units[number], packing, manifest.source, folder),
@@ -124,6 +124,8 @@ def pack(
 
 def verify(out: Place, workers: int | None = None) -> tuple[int, list[tuple[Place, str]]]:
     """Reads a pack through and compares every checksum.
+
+    A damaged shard is made anew by a start without its index.
 
     Returns:
         How many samples are whole, and the places that are not, with what is wrong.
@@ -159,18 +161,29 @@ def shard_name(number: int) -> str:
 
 def _units(manifest: Manifest, packing: Packing) -> tuple[list[Unit], list[int]]:
     """The samples to make, and the number of the one that each row is in."""
-    shared = packing.format == "original"
     members: dict[Any, list[int]] = {}
     for row, video in enumerate(manifest):
-        members.setdefault(video.path if shared else row, []).append(row)
-    units = []
-    for number, mine in enumerate(members.values()):
-        labels = {manifest.labels[row] for row in mine}
-        one = len(labels) == 1  # a file with spans of several classes has none of its own
-        video = manifest[mine[0]]
-        units.append(Unit(number, video, video.label if one else None, labels.pop() if one else -1))
-    numbers = {key: number for number, key in enumerate(members)}
-    return units, [numbers[video.path if shared else row] for row, video in enumerate(manifest)]
+        members.setdefault((video.path, video.fps) if packing.format == "original" else row, []).append(row)
+    units: list[Unit] = []
+    numbers = [0] * len(manifest)
+    for number, rows in enumerate(members.values()):
+        classes = {manifest.labels[row] for row in rows}
+        video = _common([manifest[row] for row in rows])
+        units.append(Unit(number, video, classes.pop() if len(classes) == 1 else -1))
+        for row in rows:
+            numbers[row] = number
+    return units, numbers
+
+
+def _common(videos: list[Video]) -> Video:
+    """What all rows of a file say of it: a caption or a class of one span is not that of the file."""
+    first, *others = videos
+    known = {
+        name: getattr(first, name) if all(getattr(video, name) == getattr(first, name) for video in others) else None
+        for name in ("start_s", "end_s", "label", "group", "split", "corpus")
+    }
+    extra = {name: cell for name, cell in first.extra.items() if all(v.extra.get(name) == cell for v in others)}
+    return replace(first, **known, extra=extra)
 
 
 def _plan(manifest: Manifest, packing: Packing, videos: int) -> dict[str, Any]:
@@ -267,14 +280,26 @@ def _compare(out: Place, there: dict[str, Any], plan: dict[str, Any]) -> None:
         raise TubeletError(f"{out} holds another pack: {what}; choose another folder")
 
 
-def _is_finished(out: Place, number: int) -> bool:
+def _is_finished(out: Place, number: int, units: list[Unit]) -> bool:
+    """Whether a shard is there, of these sources as they are now, and without passing failures.
+
+    One of which a source is gone stays as it is: made again, it would lose it.
+    """
     tar = out / shard_name(number)
     try:
         with storage.opened(shards.index_place(tar)) as file:
             shard = shards.parse_index(file.read().decode()).shard
-        return shard["bytes"] == storage.size(tar) and not shard["passing"]
+        if shard["bytes"] != storage.size(tar):
+            return False
+        kept = [unit.video.path for unit in units if unit.key not in shard["left_out"]]
     except (OSError, ValueError, KeyError):
         return False
+    if any(isinstance(path, Path) and storage.stamp(path) is None for path in kept):
+        return True
+    if shard["sources"] != "".join(source_stamp(unit.video.path) for unit in units):
+        log.say(f"{tar.name} is packed again: a source of it has changed")
+        return False
+    return not shard["passing"]
 
 
 def _goes_on(finished: set[int], members: list[list[Unit]]) -> str:
@@ -290,13 +315,10 @@ def _look_for_space(todo: list[Unit], packing: Packing, out: Place) -> None:
     if not todo or not isinstance(out, Path):
         return
     free = shutil.disk_usage(out).free
-    if packing.format == "original":
-        needed = float(sum(size_of(unit.video.path) for unit in todo))
-    else:
-        some = todo[:: max(1, len(todo) // PROBED)][:PROBED]
-        crew: Workers[int, float] = Workers(lambda number: guess(some[number], packing), 1)
-        each = [guess for _, guess in crew.map(range(len(some))) if isinstance(guess, float)]
-        needed = len(todo) * sum(each) / max(1, len(each))
+    some = todo[:: max(1, len(todo) // PROBED)][:PROBED]
+    crew: Workers[int, float] = Workers(lambda number: guess(some[number], packing), 1)
+    each = [guess for _, guess in crew.map(range(len(some))) if isinstance(guess, float)]
+    needed = len(todo) * sum(each) / max(1, len(each))
     if needed / 2 > free:
         raise TubeletError(
             f"packing takes about {gigabytes(needed)}, and {gigabytes(free)} are free in {out}: choose another disk, "
@@ -321,14 +343,15 @@ def _write_shard(
     tar = folder / shard_name(number)
     lines: list[str] = []
     shard: dict[str, Any] = {"tubelet": shards.VERSION, "samples": 0, "bytes": 0, "sha256": "", "left_out": {}}
-    shard |= {"passing": 0, "seconds": 0.0, "source_bytes": 0.0}
+    shard |= {"passing": 0, "sources": "", "seconds": 0.0, "source_bytes": 0.0}
     digest = hashlib.sha256()
     with tar.open("wb") as file:
         for unit in units:
             made = next(results)
             advance()
             if isinstance(made, Failure):
-                made = Made(left_out=made.reason, is_passing=True)
+                made = Made(left_out=made.reason, is_passing=True, stamp="-" * STAMP)
+            shard["sources"] += made.stamp
             if made.error is not None:
                 raise made.error
             if made.left_out is not None:
@@ -427,14 +450,16 @@ def _finish(
     packed = []
     for video, number in zip(manifest, rows, strict=True):
         if number not in left_out:
-            tar = folder / shard_name(number // packing.per_shard)
-            packed.append(_row(video, tar / units[number].key, sources[number], packing))
+            place = folder / shard_name(number // packing.per_shard) / units[number].key
+            packed.append(_row(video, place, sources[number], packing))
     write_manifest(folder / "clips.csv", Manifest(packed, manifest.classes))
     storage.put(folder / "clips.csv", out / "clips.csv")
     unreadable = [(units[number].video.path, reason) for number, reason in sorted(left_out.items())]
     if unreadable:
         write_unreadable(folder / "unreadable.csv", unreadable)
         storage.put(folder / "unreadable.csv", out / "unreadable.csv")
+    else:
+        storage.remove(out / "unreadable.csv")  # of an earlier start
     told = [index.shard for index in indexes]
     return Packed(
         manifest=out / "clips.csv", videos=len(units) - len(left_out), shards=len(indexes),
@@ -445,7 +470,7 @@ def _finish(
 
 def _row(video: Video, place: Place, source: str, packing: Packing) -> Video:
     """The row of a packed video: all that was known of it, but the span, which is all that there is of it now."""
-    extra = {"source": source, **video.extra}
+    extra = {"packed_from" if "source" in video.extra else "source": source, **video.extra}
     group = source if video.group is None else video.group  # spans of one file still belong together
     if packing.format == "original":
         return replace(video, path=place, group=group, extra=extra)

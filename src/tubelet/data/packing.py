@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zlib
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import av
 import numpy
 
-from tubelet.data import encode, pictures, read, sample, shards, storage
+from tubelet.data import decode, encode, pictures, read, sample, shards, storage
 from tubelet.data.encode import OnDisk
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Video, written
@@ -31,6 +32,10 @@ BYTES_OF_PIXEL = {"jpeg": 0.13, "webp": 0.09, "video": 0.02, "raw": 3.0}
 CODECS = {"jpeg": "mjpeg", "webp": "webp", "raw": "rawvideo", "video": "h264"}
 ROUNDING_S = 1e-6
 """Frames that start so near to k / fps are on an even clock."""
+STAMP = 8
+"""Letters that stand for a source as it was."""
+STILL = 3
+"""A last frame that is shown for longer than so many is told of: perhaps the source breaks off there."""
 
 Item = TypeVar("Item")
 
@@ -88,14 +93,20 @@ class Packing:
         """The quality, on the format's scale."""
         return QUALITIES.get(self.format, (0,))[0] if self.quality is None else self.quality
 
+    def rate(self, info: VideoInfo) -> float:
+        """Frames a second that are kept of a video."""
+        return info.fps if self.fps is None else min(self.fps, info.fps)
+
 
 @dataclass(frozen=True)
 class Unit:
-    """What becomes one sample: a row of the manifest; of files that stay as they are, all rows of a file."""
+    """What becomes one sample: a row of the manifest; of files that stay as they are, all rows of a file.
+
+    Of several rows, `video` says what all of them do.
+    """
 
     number: int
     video: Video
-    label: str | None
     class_number: int
 
     @property
@@ -113,6 +124,8 @@ class Made:
     seconds: float = 0.0
     source_bytes: float = 0.0
     """Bytes of the source, or the share of them that a span takes."""
+    stamp: str = ""
+    """What tells the source from a later one."""
     left_out: str | None = None
     """Why there is no sample."""
     is_passing: bool = False
@@ -126,14 +139,16 @@ class Made:
 
 def make(unit: Unit, packing: Packing, source: Place | None, folder: Path) -> Made:
     """A sample, or why there is none: a video that is bad must never stop the others, and all else must stop."""
+    stamp = source_stamp(unit.video.path)  # before it is read: what changes meanwhile is noticed by the next start
     try:
-        return _encode(unit, packing, source, folder)
+        return replace(_encode(unit, packing, source, folder), stamp=stamp)
     except UnreadableVideo as error:
-        return Made(left_out=error.reason, is_passing=_is_of_storage(error))
+        return Made(left_out=error.reason, is_passing=_is_of_storage(error), stamp=stamp)
     except OSError as error:  # those of reading are UnreadableVideo
         return Made(error=OSError(error.errno, error.strerror or str(error)))
     except av.FFmpegError as error:
-        return Made(left_out=f"it cannot be encoded as {packing.format}: {error.strerror}")
+        reason = f"it cannot be encoded as {packing.format}: {error.strerror}"
+        return Made(left_out=reason, stamp=stamp)
 
 
 def _is_of_storage(error: BaseException | None) -> bool:
@@ -161,41 +176,82 @@ def _from(place: Place, items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _encode(unit: Unit, packing: Packing, source: Place | None, folder: Path) -> Made:
-    video, place, key = unit.video, unit.video.path, unit.key
-    info = read.probe(place, video.fps)
+    """The files of a sample, and before them the JSON that tells of them."""
+    video, key = unit.video, unit.key
+    info = read.probe(video.path, video.fps)
     start_s, seconds = sample.span(video.start_s, video.end_s, info.duration_s, info.fps)
     if seconds <= 0:
-        raise UnreadableVideo(place, f"its span starts at {start_s:g} s, but ends at {start_s + seconds:g} s")
-    about: dict[str, Any] = {"tubelet": shards.VERSION, "format": packing.format, "source": written(place, source)}
+        raise UnreadableVideo(video.path, f"its span starts at {start_s:g} s, but ends at {start_s + seconds:g} s")
     if packing.format == "original":
-        start_s, seconds, fps = 0.0, info.duration_s, info.fps
-        made = _original(place, key, folder)
-        made.height, made.width, codec = info.height, info.width, info.codec
+        made = _original(video.path, key, folder)
+        made.height, made.width = info.height, info.width
     else:
-        fps = info.fps if packing.fps is None else min(packing.fps, info.fps)
-        frames = _frames(video, info, start_s, start_s + seconds, packing)
-        sound = _sound(place, info, start_s, seconds)
-        path = folder / f"{key}.frames"
-        if packing.format == "video":
-            made = encode.video(frames, sound, packing.grade, packing.gop, fps, key, path)
-        elif packing.format == "raw":
-            made = encode.raw(frames, key, path)
-        else:
-            made = encode.pictures(frames, packing.format, packing.grade, key, path)
-        if sound is not None and packing.format != "video":
-            encode.flac(sound, folder / f"{key}.flac")
-            made.add_file(key, "flac", folder / f"{key}.flac")
-        codec = CODECS[packing.format]
-        if video.start_s is not None or video.end_s is not None:
-            about["span_s"] = [video.start_s, video.end_s]
+        made = _rewritten(video, info, start_s, seconds, packing, key, folder)
+        _check_end(video, info, start_s, seconds, made.starts_s[-1])
     if unit.class_number >= 0:
         made.add(key, "cls", str(unit.class_number).encode())
     if caption := next((text for name in CAPTIONS if (text := video.extra.get(name, "").strip())), None):
         made.add(key, "txt", caption.encode())
-    about |= {name: value for name in ("group", "split") if (value := getattr(video, name)) is not None}
-    about |= {} if unit.label is None else {"label": unit.label}
+    about = {"tubelet": shards.VERSION, "format": packing.format, "source": written(video.path, source)}
+    about |= _about(video, info, seconds, packing, made)
+    told = json.dumps(about, separators=(",", ":")).encode()
+    share = size_of(video.path) * (seconds / info.duration_s)
+    return Made([encode.member(f"{key}.json", told), *made.pieces], len(told), zlib.crc32(told), seconds, share)
+
+
+def _rewritten(
+    video: Video, info: VideoInfo, start_s: float, seconds: float, packing: Packing, key: str, folder: Path
+) -> encode.Encoded:
+    """The frames of a span in another format, and its sound."""
+    if packing.format == "video" and min(info.width, info.height) < 2:
+        raise UnreadableVideo(video.path, f"pictures of {info.width} x {info.height} are too small for a video")
+    frames = _frames(video, info, start_s, start_s + seconds, packing)
+    sound = _sound(video.path, info, start_s, seconds)
+    path = folder / f"{key}.frames"
+    if packing.format == "video":
+        return encode.video(frames, sound, packing.grade, packing.gop, packing.rate(info), key, path)
+    if packing.format == "raw":
+        made = encode.raw(frames, key, path)
+    else:
+        made = encode.pictures(frames, packing.format, packing.grade, key, path)
+    if sound is not None:
+        encode.flac(sound, folder / f"{key}.flac")
+        made.add_file(key, "flac", folder / f"{key}.flac")
+    return made
+
+
+def _check_end(video: Video, info: VideoInfo, start_s: float, seconds: float, last_s: float) -> None:
+    """Looks whether a file breaks off, where its last frame seems to be shown for half of a span or more.
+
+    Raises:
+        UnreadableVideo: it does. What was packed would not show it: the frame would stand still to a regular end.
+    """
+    if last_s >= seconds / 2:
+        return
+    if not read.is_file(video.path):
+        read.check(video.path, video.fps)
+        return
+    as_if = replace(info, duration_s=2 * start_s + seconds)  # the middle of which is that of the span
+    file = None if isinstance(video.path, Path) else partial(storage.opened, video.path)
+    try:
+        decode.check(video.path, as_if, file)
+    except UnreadableVideo as error:
+        is_whole = video.start_s is None and video.end_s is None
+        reason = error.reason if is_whole else "the file breaks off before the middle of this span"
+        raise UnreadableVideo(video.path, reason) from error
+
+
+def _about(video: Video, info: VideoInfo, seconds: float, packing: Packing, made: encode.Encoded) -> dict[str, Any]:
+    """What the JSON says of a sample, but for where it came from."""
+    is_original = packing.format == "original"
+    fps = info.fps if is_original else packing.rate(info)
+    about: dict[str, Any] = {}
+    if not is_original and (video.start_s is not None or video.end_s is not None):
+        about["span_s"] = [video.start_s, video.end_s]
+    about |= {name: said for name in ("group", "split", "label") if (said := getattr(video, name)) is not None}
     about |= {"duration_s": seconds, "fps": fps, "width": made.width, "height": made.height}
-    about |= {"codec": codec, "source_codec": info.codec, "video": made.video, "files": made.files}
+    about |= {"codec": info.codec if is_original else CODECS[packing.format], "source_codec": info.codec}
+    about |= {"video": made.video, "files": made.files}
     if made.pictures is not None:
         about |= {"frames": len(made.pictures["bytes"]), "pictures": made.pictures}
     if made.checksums:
@@ -205,15 +261,15 @@ def _encode(unit: Unit, packing: Packing, source: Place | None, folder: Path) ->
         even = numpy.arange(len(made.starts_s)) / fps
         if numpy.abs(even - made.starts_s).max() > ROUNDING_S:
             about["starts_s"] = [round(start_s, 6) for start_s in made.starts_s]
-    told = json.dumps(about, separators=(",", ":")).encode()
-    share = size_of(place) * (seconds / info.duration_s)
-    return Made([encode.member(f"{key}.json", told), *made.pieces], len(told), zlib.crc32(told), seconds, share)
+        if made.starts_s[-1] + STILL / fps < seconds:
+            about["still_s"] = round(made.starts_s[-1], 6)
+    return about
 
 
 def _frames(video: Video, info: VideoInfo, start_s: float, end_s: float, packing: Packing) -> encode.Frames:
     """The frames of a span on a clock of their own."""
     whole = video.end_s is None
-    fps = info.fps if packing.fps is None else min(packing.fps, info.fps)
+    fps = packing.rate(info)
     earliest = read.frames(video.path, start_s, math.inf if whole else end_s, packing.side, video.fps)
     if fps == info.fps:
         # A reader will be as merciful as `shards.mercy` when it is asked for a time.
@@ -270,15 +326,22 @@ def _blocks(place: Place) -> Iterator[bytes]:
 
 
 def size_of(place: Place) -> int:
-    """Bytes of a file; 0 where that is not known at once."""
+    """Bytes of a file; 0 where that is not known."""
     try:
-        return place.stat().st_size if isinstance(place, Path) else 0
+        return storage.size(place)
     except OSError:
         return 0
 
 
+def source_stamp(place: Place) -> str:
+    """Letters that change when a file does. Those of one that is missing, and of every URL, are the same."""
+    return hashlib.blake2b(repr(storage.stamp(place)).encode(), digest_size=STAMP // 2).hexdigest()
+
+
 def guess(unit: Unit, packing: Packing) -> float:
     """Bytes that a video will take."""
+    if packing.format == "original":
+        return float(size_of(unit.video.path))
     try:
         info = read.probe(unit.video.path, unit.video.fps)
     except UnreadableVideo:

@@ -17,7 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
@@ -200,11 +200,14 @@ def is_place(place: Place) -> bool:
     return divided(place) is not None or storage.is_folder(place)
 
 
-def divided(place: Place) -> tuple[Place, str] | None:
-    """A place in an archive as the archive and the folder in it (``""``: its top); None where there is no archive."""
+def divided(place: Place, kinds: Collection[str] = ARCHIVES) -> tuple[Place, str] | None:
+    """A place in an archive as the archive and what is named in it (``""``: its top); None where there is no archive.
+
+    A folder whose name ends as those of archives do is a folder.
+    """
     text = place if isinstance(place, storage.Url) else place.as_posix()
     for end in [match.start() for match in re.finditer("/", text)] + [len(text)]:
-        if Path(text[:end]).suffix.lower() in ARCHIVES:
+        if Path(text[:end]).suffix.lower() in kinds:
             archive = storage.place(text[:end])
             if not (isinstance(archive, Path) and archive.is_dir()):
                 return archive, text[end:].strip("/")
@@ -352,12 +355,17 @@ def _members(archive: Place, _stamp: storage.Stamp | None) -> dict[str, Members]
     return {folder: Members(names, numpy.array(places)) for folder, (names, places) in found.items()}
 
 
-def _tarred(file: BinaryIO) -> Iterator[tuple[str, tuple[int, ...]]]:
+def files_of_tar(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar, one by one. Raises `tarfile.TarError` where it is none."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - or it keeps every one in memory
             if member.isfile():
-                yield member.name, (member.offset_data, member.size)
+                yield member
+
+
+def _tarred(file: BinaryIO) -> Iterator[tuple[str, tuple[int, ...]]]:
+    return ((member.name, (member.offset_data, member.size)) for member in files_of_tar(file))
 
 
 def _zipped(file: BinaryIO) -> Iterator[tuple[str, tuple[int, ...]]]:

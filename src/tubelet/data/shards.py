@@ -5,8 +5,7 @@ sample. A place in it is written as if the tar were a folder, ``shard-000003.tar
 
 Beside each shard of ours lies ``shard-000003.index``: a line of JSON about the shard, then one line a sample, ``key
 offset bytes json_bytes json_crc32 crc32``. The first file of a sample, ``KEY.json``, tells the size of every file after
-it.
-Therefore one clip costs the JSON and the pictures that it shows, read at known places of one open file or asked of
+it. Therefore one clip costs the JSON and the pictures that it shows, read at known places of one open file or asked of
 object storage by their ranges. A tar without an index is walked through once by each process, and what it holds is
 remembered.
 
@@ -14,7 +13,8 @@ remembered.
 `group`, `split`, what `VideoInfo` has, `video` (which file holds the frames), `files` (``{"flac": [bytes, crc32]}``)
 and, where frames are stored one by one, `pictures` (``{"suffix": "jpg", "bytes": [...], "crc32": [...]}``), or the
 `crc32` of each frame of an array. `starts_s` says when the display of each frame starts; where it is absent, frame k
-starts at k / fps.
+starts at k / fps. `still_s` is there where the last frame is shown for long: when it starts. The source may break off
+there.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 VERSION = 1
+OURS = b'{"tubelet": '
+"""What an index of ours begins with; other tools write files with that ending too."""
 BLOCK = tarfile.BLOCKSIZE
 VIDEOS = ("mp4", "m4v", "mkv", "webm", "mov", "avi", "mpg", "mpeg", "ts", "wmv", "flv", "3gp", "ogv")
 REQUEST = 1 << 20
@@ -139,12 +141,8 @@ class Index:
 
 def inside(place: Place) -> tuple[Place, str] | None:
     """The tar and the key, where a path goes on inside a tar; None where it does not."""
-    words = str(place).split("/")
-    for count, word in enumerate(words[:-1], start=1):
-        if word.lower().endswith(".tar"):
-            tar, key = "/".join(words[:count]), "/".join(words[count:])
-            return storage.place(tar), key
-    return None
+    found = pictures.divided(place, (".tar",))
+    return found if found is not None and found[1] else None
 
 
 def is_place(place: Place) -> bool:
@@ -317,8 +315,6 @@ def video_of(found: Sample) -> str:
     told = found.about.get("video") if "tubelet" in found.about else None
     if told is not None:
         return str(told)
-    if found.pictures is not None and len(found.pictures.sizes) > 1:
-        return "pictures"
     videos = [ending for ending in found.members if ending.lower().rpartition(".")[2] in VIDEOS]
     if not videos and found.pictures is None:
         raise UnreadableVideo(found.place, f"no video in the sample, only {', '.join(found.members) or 'nothing'}")
@@ -381,13 +377,15 @@ def _rows(found: Sample, numbers: list[int], short_side: int | None) -> numpy.nd
 def _index(tar: Place, _stamp: tuple[int, int] | None) -> Index:
     try:
         with storage.opened(index_place(tar)) as file:
-            text = file.read().decode()
-    except FileNotFoundError:
+            encoded = file.read()
+    except (FileNotFoundError, PermissionError):
         return _walked(tar)
-    except (OSError, ValueError) as error:
-        raise UnreadableVideo(tar, f"its index cannot be read: {error}") from None
+    except OSError as error:
+        raise UnreadableVideo(tar, f"its index cannot be read: {error}") from error
+    if not encoded.startswith(OURS):
+        return _walked(tar)
     try:
-        found = parse_index(text)
+        found = parse_index(encoded.decode())
     except (ValueError, TypeError):
         raise UnreadableVideo(tar, f"{index_place(tar).name} is damaged or of another version") from None
     try:
@@ -403,11 +401,10 @@ def _walked(tar: Place) -> Index:
     """The samples of a tar of others."""
     rows: list[tuple[bytes, int, int]] = []
     try:
-        with storage.opened(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - or it keeps every one in memory
+        with storage.opened(tar) as file:
+            for member in pictures.files_of_tar(file):
                 key = _key_and_ending(member.name)
-                if not member.isfile() or key is None:
+                if key is None:
                     continue
                 end = member.offset_data + padded(member.size)
                 name = key[0].encode()
@@ -477,16 +474,15 @@ def _sample_of_others(place: Place, tar: Place, offset: int, size: int) -> Sampl
     members: dict[str, tuple[int, int]] = {}
     one_by_one: list[tuple[str, int, int]] = []
     try:
-        with tarfile.open(fileobj=storage.Window(tar, offset, size), mode="r:") as archive:
-            for member in archive:
-                named = _key_and_ending(member.name)
-                if not member.isfile() or named is None:
-                    continue
-                where = offset + member.offset_data, member.size
-                if f".{named[1].lower().rpartition('.')[2]}" in pictures.SUFFIXES:
-                    one_by_one.append((named[1], *where))
-                else:
-                    members[named[1]] = where
+        for member in pictures.files_of_tar(io.BufferedReader(storage.Window(tar, offset, size), BLOCK)):
+            named = _key_and_ending(member.name)
+            if named is None:
+                continue
+            where = offset + member.offset_data, member.size
+            if f".{named[1].lower().rpartition('.')[2]}" in pictures.SUFFIXES:
+                one_by_one.append((named[1], *where))
+            else:
+                members[named[1]] = where
     except OSError as error:
         raise UnreadableVideo(place, f"its shard {tar.name} cannot be read: {error}") from None
     except tarfile.TarError as error:

@@ -31,7 +31,7 @@ class Url(str):
 
     @property
     def name(self) -> str:
-        return self.rstrip("/").rpartition("/")[2]
+        return self._path.rpartition("/")[2]
 
     @property
     def stem(self) -> str:
@@ -43,7 +43,12 @@ class Url(str):
 
     @property
     def parent(self) -> Url:
-        return Url(self.rstrip("/").rpartition("/")[0])
+        return Url(self._path.rpartition("/")[0])
+
+    @property
+    def _path(self) -> str:
+        """Without the signature that an address of the web may have."""
+        return (self.partition("?")[0] if self.startswith(("http://", "https://")) else self).rstrip("/")
 
     def __truediv__(self, inner: str) -> Url:
         scheme, _, path = f"{self.rstrip('/')}/{inner}".partition("://")
@@ -102,7 +107,8 @@ def part(source: Place, offset: int, count: int) -> bytes:
         OSError: there are fewer bytes, or none.
     """
     if isinstance(source, Path):
-        found = os.pread(_descriptor(source, stamp(source), os.getpid()).fileno(), count, offset)
+        file = _descriptor(source, stamp(source), os.getpid())  # held: another thread may crowd it out of the cache
+        found = os.pread(file.fileno(), count, offset)
     else:
         with _asking(source) as (system, path):
             found = bytes(system.cat_file(path, start=offset, end=offset + count))
@@ -124,7 +130,7 @@ def names(folder: Place) -> list[str]:
     if isinstance(folder, Path):
         return os.listdir(folder)  # noqa: PTH208 - names alone, of folders with thousands
     with _asking(folder) as (system, path):
-        return [Url(name).name for name in system.ls(path, detail=False)]
+        return [Url(name).name for name in system.ls(path, detail=False) if name.strip("/") != path.strip("/")]
 
 
 def is_folder(place: Place) -> bool:
@@ -189,6 +195,16 @@ def put(file: Path, target: Place) -> None:
         system.makedirs(system._parent(path), exist_ok=True)
         system.put_file(str(file), path)
     file.unlink()
+
+
+def remove(target: Place) -> None:
+    """Removes a file, where there is one."""
+    if isinstance(target, Path):
+        target.unlink(missing_ok=True)
+        return
+    with _asking(target) as (system, path):
+        if system.exists(path):
+            system.rm_file(path)
 
 
 class Window(io.RawIOBase):

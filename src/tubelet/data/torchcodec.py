@@ -15,8 +15,8 @@ import importlib.util
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -140,9 +140,11 @@ def fastest(places: Sequence[str | Place], short_side: int | None = None) -> Cho
 def _ratio(place: str | Place, short_side: int | None) -> float | None:
     """torchcodec's CPU time over PyAV's for a clip, the better of three turns each.
 
-    None where the file cannot be read, infinity where the frames are not the same.
+    None where the file cannot be read or is none (pictures, a sample), infinity where the frames are not the same.
     """
     try:
+        if not reading.is_file(place):
+            return None
         info = reading.probe(place)
         times_s = info.duration_s / 3 + numpy.arange(16) * 4 / info.fps
         ours, theirs = reading.read(place, times_s[::5]), read(place, times_s[::5])  # shrinking differs a little
@@ -170,21 +172,18 @@ def _exactly(
     mercy_s = min(max(tick_s, 1e-4), 0.05 / info.fps)  # as in decode.py
     rows = numpy.searchsorted(starts_s, info.start_s + times_s + mercy_s, side="right") - 1
     rows = rows.clip(int(numpy.searchsorted(starts_s, info.start_s - mercy_s)), len(starts_s) - 1)
-    opened = source()
-    with nullcontext() if isinstance(opened, str) else closing(opened):
-        try:
+    try:
+        with _opened(source) as opened:
             decoder = VideoDecoder(opened, device=device, num_ffmpeg_threads=1)
             if len(decoder) != len(starts_s):
                 return None
             frames = decoder.get_frames_at(rows.tolist())
-        except (RuntimeError, ValueError, IndexError) as error:
-            if "Unsupported device" in str(error):
-                raise TubeletError(f"torchcodec cannot decode on {device}: install its CUDA build") from None
-            return None
-        stamps_s = frames.pts_seconds.cpu().numpy()
-        if numpy.abs(stamps_s - starts_s[rows]).max(initial=0.0) > mercy_s:
-            return None
-        return frames.data
+            stamps_s, pixels = frames.pts_seconds.cpu().numpy(), frames.data
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        if "Unsupported device" in str(error):
+            raise TubeletError(f"torchcodec cannot decode on {device}: install its CUDA build") from None
+        return None
+    return None if numpy.abs(stamps_s - starts_s[rows]).max(initial=0.0) > mercy_s else pixels
 
 
 def _starts(source: Callable[[], str | BinaryIO]) -> tuple[numpy.ndarray, float] | None:
@@ -192,21 +191,27 @@ def _starts(source: Callable[[], str | BinaryIO]) -> tuple[numpy.ndarray, float]
 
     None where packets have no stamps, or the stream that torchcodec would take is a cover and no video.
     """
+    options = {"protocol_whitelist": "file"}
+    try:
+        with _opened(source) as opened, av.open(opened, "r", options=options, metadata_errors="replace") as container:
+            stream = container.streams.best("video")
+            if stream is None or stream.disposition & PICTURES or stream.time_base is None:
+                return None
+            tick_s = float(stream.time_base)  # a closed container must not be asked
+            stamps = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
+    except (av.FFmpegError, OSError, ValueError):
+        return None
+    known = [stamp for stamp in stamps if stamp is not None]
+    if len(known) < len(stamps) or not known:
+        return None
+    return numpy.sort(known) * tick_s, tick_s
+
+
+@contextmanager
+def _opened(source: Callable[[], str | BinaryIO]) -> Iterator[str | BinaryIO]:
     opened = source()
     with nullcontext() if isinstance(opened, str) else closing(opened):
-        try:
-            with av.open(opened, "r", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
-                stream = container.streams.best("video")
-                if stream is None or stream.disposition & PICTURES or stream.time_base is None:
-                    return None
-                tick_s = float(stream.time_base)  # a closed container must not be asked
-                stamps = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
-        except (av.FFmpegError, OSError, ValueError):
-            return None
-        known = [stamp for stamp in stamps if stamp is not None]
-        if len(known) < len(stamps) or not known:
-            return None
-        return numpy.sort(known) * tick_s, tick_s
+        yield opened
 
 
 def _opener(place: Place) -> Callable[[], str | BinaryIO]:
