@@ -209,14 +209,14 @@ def test_what_the_file_says_of_its_sound(tmp_path):
 def test_a_seek_saves_decoding(tmp_path, monkeypatch):
     path = make_film(tmp_path / "aac.mp4", "aac.mp4")
     decoded = []
-    decode = audio._Track.decode
+    decode = audio.Track.decode
 
     def counted(self, *seconds):
         for frame in decode(self, *seconds):
             decoded.append(frame.samples)
             yield frame
 
-    monkeypatch.setattr(audio._Track, "decode", counted)
+    monkeypatch.setattr(audio.Track, "decode", counted)
     heard(path, 2.5, 0.1)
     assert sum(decoded) < 1.3 * 44_100
 

@@ -196,6 +196,8 @@ def test_a_shard_cut_short_and_a_torn_index_are_said(packed):
 @pytest.mark.parametrize("text", [b"", b"{}\n", b"k.mp4 0 1000\n", b"\xff\xfe"])
 def test_an_index_of_another_tool_is_none(packed, text):
     Path(shards.index_place(packed)).write_bytes(text)
+    shards._index.cache_clear()
+    shards._sample.cache_clear()
     assert numbers(read.read(packed / "00000002", middles(12))) == list(range(12))
 
 

@@ -12,7 +12,7 @@ from tubelet import log
 from tubelet.data import read, torchcodec
 from tubelet.data.info import UnreadableVideo
 from tubelet.types import TubeletError
-from videos import make_sound, make_video, numbers
+from videos import make_sound, make_video, numbers, painted
 
 WRONG = torchcodec.problem()
 needs_torchcodec = pytest.mark.skipif(WRONG is not None, reason=str(WRONG))
@@ -144,6 +144,18 @@ def test_through_an_opener(tmp_path, monkeypatch):
     assert by_pyav == []
     assert opened
     assert all(each.closed for each in opened)
+
+
+def test_what_is_no_file_is_not_measured(tmp_path, monkeypatch, said):
+    """Pictures and samples of shards are read without torchcodec, whichever reader is chosen."""
+    monkeypatch.setattr(torchcodec, "problem", lambda device="cpu": None)
+    monkeypatch.setattr(torchcodec, "read", None)
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "clip").mkdir()
+    for number in range(2):
+        image.fromarray(painted(number)).save(tmp_path / "clip" / f"{number}.png")
+    assert torchcodec.fastest([tmp_path / "clip"]) == "pyav"
+    assert said == []
 
 
 @needs_torchcodec

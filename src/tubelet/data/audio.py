@@ -56,7 +56,7 @@ def sound_of(place: str | Place, file: Callable[[], BinaryIO] | None = None) -> 
     Raises:
         UnreadableVideo: the file cannot be opened.
     """
-    with _Track(storage.place(place), file) as track:
+    with Track(storage.place(place), file) as track:
         stream = track.stream
         if stream is None:
             return None
@@ -100,7 +100,7 @@ def waveform(
     import torch
 
     place = storage.place(place)
-    with _Track(place, file) as track:
+    with Track(place, file) as track:
         if track.stream is None:
             return None
         if origin_s is None:
@@ -188,14 +188,14 @@ def _runs(frames: Iterable[AudioFrame], track_begin_s: float, origin_s: float) -
         yield run
 
 
-class _Track:
+class Track:
     """The sound of an open file. `stream` is None where it has none that can be decoded."""
 
     def __init__(self, place: Place, file: Callable[[], BinaryIO] | None) -> None:
         self.place, self.file = place, file
         self._open()
 
-    def __enter__(self) -> _Track:
+    def __enter__(self) -> Track:
         return self
 
     def __exit__(
@@ -250,13 +250,13 @@ class _Track:
         yield from self.container.demux(self.stream)
 
     def _open(self) -> None:
+        options = {"protocol_whitelist": "file"}
         try:
             self.source = self._source()
-            options = {"protocol_whitelist": "file"}
             self.container = av.open(self.source, "r", options=options, metadata_errors="replace")
         except (av.FFmpegError, OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
-            raise UnreadableVideo(self.place, reason or "FFmpeg finds neither pictures nor sound in it") from None
+            raise UnreadableVideo(self.place, reason or "FFmpeg finds neither pictures nor sound in it") from error
         self.stream = _sound_stream(self.container)
         if self.stream is not None:
             self.tick_s = float(self.stream.time_base or 1 / self.stream.codec_context.sample_rate)

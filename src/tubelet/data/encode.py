@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,24 +18,20 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import av
 import numpy
 from av.codec.context import Flags
-from av.stream import Discard
 
+from tubelet.data.audio import GAP_S, Track
 from tubelet.data.shards import padded
+from tubelet.data.storage import Place
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
-    from av.container import InputContainer
 
 Frames = Iterable[tuple[float, numpy.ndarray]]
 """When the display of each frame starts, from 0 and rising, and the frame: H W C uint8."""
 
-SEEK_S = 5.0
-"""A span that begins later than so is worth a jump."""
 CLOCK = 90_000
 SAMPLE_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 """The rates that AAC knows."""
-GAP_S = 0.01
-"""Stamps of sound that stray no further from counted samples are rounding; more is a gap or an overlap."""
 
 
 class OnDisk(NamedTuple):
@@ -187,28 +182,24 @@ def raw(frames: Frames, key: str, path: Path) -> Encoded:
     return result
 
 
-def sound(source: str | BinaryIO, begin_s: float, seconds: float) -> Sound | None:
-    """The sound of a file from `begin_s` on its own clock on; None where it has none that can be decoded.
+def sound(place: Place, file: Callable[[], BinaryIO] | None, begin_s: float, seconds: float) -> Sound | None:
+    """The sound from `begin_s` on a file's own clock on; None where it has none that can be decoded.
 
     What lies between two stretches of sound, or before the first, is silence. More than two channels become two.
+
+    Args:
+        file: opens the bytes where `place` is only their name.
+
+    Raises:
+        UnreadableVideo: the file cannot be opened.
     """
-    try:
-        container = av.open(source, "r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError):
-        return None
-    tracks = [s for s in container.streams.audio if s.codec_context is not None and s.codec_context.sample_rate > 0]
-    best = container.streams.best("audio")
-    track = best if best in tracks else next(iter(tracks), None)
-    if track is None:
-        container.close()
-        return None
-    for other in container.streams:
-        if other is not track:
-            other.discard = Discard.all
-    codec: Any = track.codec_context
-    rate = codec.sample_rate if codec.sample_rate in SAMPLE_RATES else 48_000
-    layout = "mono" if codec.channels == 1 else "stereo"
-    return Sound(rate, layout, _chunks(container, track, rate, layout, begin_s, round(seconds * rate)))
+    with Track(place, file) as track:
+        if track.stream is None:
+            return None
+        codec = track.stream.codec_context
+        rate = codec.sample_rate if codec.sample_rate in SAMPLE_RATES else 48_000
+        layout = "mono" if codec.channels == 1 else "stereo"
+    return Sound(rate, layout, _chunks(place, file, rate, layout, begin_s, round(seconds * rate)))
 
 
 def flac(found: Sound, path: Path) -> None:
@@ -221,15 +212,12 @@ def flac(found: Sound, path: Path) -> None:
 
 
 def _chunks(
-    container: InputContainer, track: Any, rate: int, layout: str, begin_s: float, total: int
+    place: Place, file: Callable[[], BinaryIO] | None, rate: int, layout: str, begin_s: float, total: int
 ) -> Iterator[AudioFrame]:
-    """`total` samples of the track, or fewer where it ends before, without a gap; closes the container."""
-    with container:
-        if begin_s > SEEK_S:
-            with suppress(av.FFmpegError):
-                container.seek(int((begin_s - 1) / track.time_base), stream=track)
+    """`total` samples, or fewer where the track ends before, without a gap."""
+    with Track(place, file) as track:
         written, at, known, resampler = 0, None, None, None
-        for frame in _sound_frames(container, track):
+        for frame in track.decode(begin_s, begin_s + total / rate):
             kind = frame.format.name, frame.layout.name, frame.sample_rate
             if resampler is None or kind != known:
                 known, resampler = kind, av.AudioResampler(format="s16", layout=layout, rate=rate)
@@ -250,20 +238,6 @@ def _chunks(
                     written += len(samples)
             if written >= total:
                 return
-
-
-def _sound_frames(container: InputContainer, track: Any) -> Iterator[AudioFrame]:
-    """What can be decoded of a track; damaged packets are skipped."""
-    packets = container.demux(track)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError:  # the file breaks off here
-            return
-        if packet is None:
-            return
-        with suppress(av.FFmpegError):
-            yield from track.codec_context.decode(packet)
 
 
 def _chunk(samples: numpy.ndarray, first: int, rate: int, layout: str) -> AudioFrame:

@@ -41,6 +41,14 @@ class VideoInfo:
     """Whether decoded frames are mirrored for display, left to right, before they are turned."""
 
 
+def mercy_s(fps: float, tick_s: float = 0.0) -> float:
+    """Seconds by which a time may fall short of the start of the frame that it is meant to show.
+
+    Times are rounded, and so are the stamps of a file, to a tick of its clock; it is never as much as a frame.
+    """
+    return min(max(tick_s, 1e-4), 0.05 / fps)
+
+
 def shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:
     """The size of frames that are read to a shorter side of `short_side`; smaller ones stay as they are."""
     shorter = min(width, height)

@@ -18,7 +18,7 @@ import numpy
 
 from tubelet.data import decode, encode, pictures, read, sample, shards, storage
 from tubelet.data.encode import OnDisk
-from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.info import UnreadableVideo, VideoInfo, mercy_s
 from tubelet.data.listing import Video, written
 from tubelet.data.storage import Place
 from tubelet.types import TubeletError
@@ -232,9 +232,9 @@ def _check_end(video: Video, info: VideoInfo, start_s: float, seconds: float, la
         read.check(video.path, video.fps)
         return
     as_if = replace(info, duration_s=2 * start_s + seconds)  # the middle of which is that of the span
-    file = None if isinstance(video.path, Path) else partial(storage.opened, video.path)
+    opener = None if isinstance(video.path, Path) else partial(storage.opened, video.path)
     try:
-        decode.check(video.path, as_if, file)
+        decode.check(video.path, as_if, opener)
     except UnreadableVideo as error:
         is_whole = video.start_s is None and video.end_s is None
         reason = error.reason if is_whole else "the file breaks off before the middle of this span"
@@ -272,9 +272,9 @@ def _frames(video: Video, info: VideoInfo, start_s: float, end_s: float, packing
     fps = packing.rate(info)
     earliest = read.frames(video.path, start_s, math.inf if whole else end_s, packing.side, video.fps)
     if fps == info.fps:
-        # A reader will be as merciful as `shards.mercy` when it is asked for a time.
+        # A reader will be as merciful when it is asked for a time.
         for number, (from_s, frame) in enumerate(earliest):
-            yield (from_s - start_s + shards.mercy(fps) if number else 0.0), frame
+            yield (from_s - start_s + mercy_s(fps) if number else 0.0), frame
         return
     ticks = max(1, math.ceil((end_s - start_s) * fps - 1e-6))
     tick, shown = 0, None
@@ -290,14 +290,10 @@ def _frames(video: Video, info: VideoInfo, start_s: float, end_s: float, packing
 
 def _sound(place: Place, info: VideoInfo, start_s: float, seconds: float) -> encode.Sound | None:
     """The sound of a span, from its first frame on."""
-    if shards.is_place(place):
-        opened = shards.sound(place)
-    else:
-        opened = None if pictures.is_place(place) else partial(storage.opened, place)
-    if opened is None:
+    file = shards.sound(place) if shards.is_place(place) else None
+    if file is None and not read.is_file(place):
         return None
-    with _reading(place):
-        found = encode.sound(opened(), info.start_s + start_s, seconds)
+    found = encode.sound(place, file, info.start_s + start_s, seconds)
     return None if found is None else replace(found, chunks=_from(place, found.chunks))
 
 

@@ -27,7 +27,7 @@ import numpy
 from av.video.reformatter import VideoReformatter
 
 from tubelet.data import storage
-from tubelet.data.info import PICTURES_FPS, UnreadableVideo, VideoInfo, shrunk
+from tubelet.data.info import PICTURES_FPS, UnreadableVideo, VideoInfo, mercy_s, shrunk
 from tubelet.data.listing import natural_sort
 from tubelet.data.storage import Place
 from tubelet.registry import nearest
@@ -75,7 +75,7 @@ def read(
         UnreadableVideo: there are none, one of those asked for is damaged, or their sizes differ.
     """
     found, rate = series(place), fps or PICTURES_FPS
-    numbers = numpy.floor((times_s + _mercy_s(rate)) * rate).clip(0, len(found.names) - 1).astype(int)
+    numbers = numpy.floor((times_s + mercy_s(rate)) * rate).clip(0, len(found.names) - 1).astype(int)
     wanted, rows = numpy.unique(numbers, return_inverse=True)
     clip = paint((picture for picture, _ in _decoded(place, found, wanted)), len(wanted), short_side)  # T H W C
     return clip if len(wanted) == len(rows) and (numpy.diff(rows) > 0).all() else clip[rows]
@@ -125,10 +125,10 @@ def frames(
         UnreadableVideo: there are none, one of them is damaged, or their sizes differ.
     """
     found, rate = series(place), fps or PICTURES_FPS
-    mercy_s = _mercy_s(rate)
-    first, last = (int(min((second + mercy_s) * rate, len(found.names) - 1)) for second in (start_s, end_s))
+    early_s = mercy_s(rate)
+    first, last = (int(min((second + early_s) * rate, len(found.names) - 1)) for second in (start_s, end_s))
     for number, (picture, _) in enumerate(_decoded(place, found, range(first, last + 1)), start=first):
-        yield number / rate - mercy_s, paint([picture], 1, short_side)[0]
+        yield number / rate - early_s, paint([picture], 1, short_side)[0]
 
 
 class Decoder:
@@ -297,11 +297,6 @@ class Zip(Tar):
         if zlib.crc32(found) != checksum:
             raise ValueError("the zip is damaged there: its checksum differs")
         return found
-
-
-def _mercy_s(fps: float) -> float:
-    """By how much a time, having been rounded, may fall short of the picture it is meant to show; as for videos."""
-    return min(1e-4, 0.05 / fps)
 
 
 def _in_order(place: Place, names: Iterable[str]) -> list[str]:

@@ -35,7 +35,7 @@ import av
 import numpy
 
 from tubelet.data import decode, pictures, storage
-from tubelet.data.info import PICTURES_FPS, UnreadableVideo, VideoInfo
+from tubelet.data.info import PICTURES_FPS, UnreadableVideo, VideoInfo, mercy_s
 from tubelet.data.listing import natural_sort
 from tubelet.data.storage import Place
 
@@ -243,8 +243,8 @@ def read(
     kind = video_of(found)
     if kind in ("pictures", "npy") or _packed(found):
         starts_s = _starts_s(found, fps)
-        mercy_s = mercy(_rate(found, fps))
-        numbers = (numpy.searchsorted(starts_s, times_s + mercy_s, side="right") - 1).clip(0)
+        times_s = times_s + mercy_s(_rate(found, fps))
+        numbers = (numpy.searchsorted(starts_s, times_s, side="right") - 1).clip(0)
         if kind in ("pictures", "npy"):
             wanted, rows = numpy.unique(numbers, return_inverse=True)
             clip = (_painted if kind == "pictures" else _rows)(found, wanted.tolist(), short_side)  # T H W C
@@ -283,12 +283,12 @@ def frames(
     if kind not in ("pictures", "npy") and not _packed(found):
         yield from decode.frames(place, start_s, end_s, short_side, file=partial(found.opened, kind))
         return
-    starts_s, mercy_s = _starts_s(found, fps), mercy(_rate(found, fps))
-    first = max(0, int(numpy.searchsorted(starts_s, start_s + mercy_s, side="right")) - 1)
-    last = max(first + 1, int(numpy.searchsorted(starts_s, end_s + mercy_s, side="right")))
+    starts_s, early_s = _starts_s(found, fps), mercy_s(_rate(found, fps))
+    first = max(0, int(numpy.searchsorted(starts_s, start_s + early_s, side="right")) - 1)
+    last = max(first + 1, int(numpy.searchsorted(starts_s, end_s + early_s, side="right")))
     for row in range(first, last, TOGETHER):
         some = starts_s[row : min(row + TOGETHER, last)]
-        for from_s, frame in zip(some - mercy_s, read(place, some, short_side, fps), strict=True):
+        for from_s, frame in zip(some - early_s, read(place, some, short_side, fps), strict=True):
             yield float(from_s), frame
 
 
@@ -297,11 +297,6 @@ def sound(place: Place) -> Callable[[], BinaryIO] | None:
     found = sample(place)
     ending = "flac" if "tubelet" in found.about and "flac" in found.members else video_of(found)
     return partial(found.opened, ending) if ending in found.members and ending != "npy" else None
-
-
-def mercy(fps: float) -> float:
-    """Seconds by which a time may fall short of the start of a frame that it is meant to show, as in `decode.py`."""
-    return min(1e-4, 0.05 / fps)
 
 
 def _packed(found: Sample) -> bool:

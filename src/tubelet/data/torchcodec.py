@@ -28,7 +28,7 @@ from tubelet import log
 from tubelet.data import read as reading
 from tubelet.data import storage
 from tubelet.data.container import PICTURES
-from tubelet.data.info import UnreadableVideo, VideoInfo, shrunk
+from tubelet.data.info import UnreadableVideo, VideoInfo, mercy_s, shrunk
 from tubelet.data.storage import Place
 from tubelet.data.workers import Failure, Workers
 from tubelet.types import TubeletError
@@ -169,9 +169,9 @@ def _exactly(
     if found is None or info.mirrored:
         return None
     starts_s, tick_s = found
-    mercy_s = min(max(tick_s, 1e-4), 0.05 / info.fps)  # as in decode.py
-    rows = numpy.searchsorted(starts_s, info.start_s + times_s + mercy_s, side="right") - 1
-    rows = rows.clip(int(numpy.searchsorted(starts_s, info.start_s - mercy_s)), len(starts_s) - 1)
+    early_s = mercy_s(info.fps, tick_s)
+    rows = numpy.searchsorted(starts_s, info.start_s + times_s + early_s, side="right") - 1
+    rows = rows.clip(int(numpy.searchsorted(starts_s, info.start_s - early_s)), len(starts_s) - 1)
     try:
         with _opened(source) as opened:
             decoder = VideoDecoder(opened, device=device, num_ffmpeg_threads=1)
@@ -183,7 +183,7 @@ def _exactly(
         if "Unsupported device" in str(error):
             raise TubeletError(f"torchcodec cannot decode on {device}: install its CUDA build") from None
         return None
-    return None if numpy.abs(stamps_s - starts_s[rows]).max(initial=0.0) > mercy_s else pixels
+    return None if numpy.abs(stamps_s - starts_s[rows]).max(initial=0.0) > early_s else pixels
 
 
 def _starts(source: Callable[[], str | BinaryIO]) -> tuple[numpy.ndarray, float] | None:
