@@ -7,8 +7,8 @@ every other round; a round is four clips, the same for all arms (packed or not),
 Times are medians of the process's CPU time per clip.
 
 Every arm is also checked: the numbers painted in the frames must be those asked for, and the largest difference to a
-sequential decode of the whole file is shown. Needs decord, opencv-python-headless and pillow; torchcodec is an arm where
-it can be imported.
+sequential decode of the whole file is shown. Needs decord, opencv-python-headless and pillow; torchcodec is an arm
+where it can be imported.
 
     python benchmarks/decode.py --rounds 5 --out decode.json
     python benchmarks/decode.py --kinds "h264 340x256" --no-packs
@@ -117,13 +117,13 @@ def exactness(arm: Arm, path: Path, painted: bool) -> dict[str, Any]:
 
 
 def show(name: str, rows: dict[str, dict[str, Any]]) -> None:
-    print(f"\n{name:30}   ms a clip   [min .. max]       {PEER} / this   frames")
+    print(f"\n{name}\n{'':30} ms a clip   [min .. max]       {PEER} / this   frames")
     for arm, row in rows.items():
-        exact = {True: "exact", False: "WRONG", None: ""}[row.get("exact")]
-        difference = f"differ by {row['largest_difference']}" if row.get("largest_difference") else ""
-        ratio = rows[PEER]["median_s"] / row["median_s"]
         spread = f"[{1000 * row['min_s']:.1f} .. {1000 * row['max_s']:.1f}]"
-        print(f"{arm:30} {1000 * row['median_s']:11.1f}   {spread:20} {ratio:10.2f}x        {exact} {difference}", flush=True)
+        exact = {True: "exact", False: "WRONG", None: ""}[row.get("exact")]
+        difference = f"differ by up to {row['largest_difference']}" if row.get("largest_difference") else ""
+        ratio = rows[PEER]["median_s"] / row["median_s"]
+        print(f"{arm:30} {1000 * row['median_s']:9.1f}   {spread:19} {ratio:10.2f}x        {exact} {difference}")
 
 
 def pack(path: Path, folder: Path) -> dict[str, Manifest]:
@@ -162,7 +162,7 @@ def whole_samples(path: Path, packs: dict[str, Manifest], asked: list[list[list[
 
     def peers(turn: int) -> None:
         for wanted in asked[turn]:
-            torch.stack([peer.sample(path, wanted, SIZE, numpy.random.default_rng(turn))])
+            torch.stack([peer.augment(peer.decode(path, wanted), SIZE, numpy.random.default_rng(turn))])
 
     def ours(manifest: Manifest, repeats: int = 1, floats: bool = False) -> Arm:
         batches = load(manifest, repeats).batches()

@@ -1,8 +1,8 @@
-"""Films to measure decoders on: layers of texture that move over each other, under noise, each frame's number painted in.
+"""Films to measure decoders on: layers of texture that move over each other, under noise, with numbered frames.
 
-Moving texture gives an encoder the motion and the residuals that filmed pictures have; flat test pictures decode several
-times faster. The number stands in ten cells along the lower edge, black or white, so that a wrong frame is noticed
-whatever a store did to the picture.
+Moving texture gives an encoder the motion and the residuals that filmed pictures have; flat test pictures decode
+several times faster. The number stands in ten cells along the lower edge, black or white, so that a wrong frame is
+noticed whatever a store did to the picture.
 """
 
 from __future__ import annotations

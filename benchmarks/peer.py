@@ -16,14 +16,27 @@ from numpy import ndarray
 from numpy.random import Generator
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALES = (1.0, 0.875, 0.75, 0.66)
 
 
-def sample(path: Path, wanted: Sequence[int], size: int, draw: Generator) -> Tensor:
-    """Frames `wanted` of a file as VideoMAE's pre-training gets them: C T size size, float32."""
-    return augment(decode(path, wanted), size, draw)
+class Films(Dataset[Tensor]):
+    """A random clip of each file: C T size size, float32."""
+
+    def __init__(self, paths: Sequence[Path], frames: int, stride: int, size: int) -> None:
+        self.paths, self.frames, self.stride, self.size = paths, frames, stride, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> Tensor:
+        draw = numpy.random.default_rng(int(torch.randint(2**31, ())))
+        video = decord.VideoReader(str(self.paths[row]), num_threads=1)
+        start = int(draw.integers(max(1, len(video) - self.frames * self.stride + 1)))
+        wanted = (start + numpy.arange(self.frames) * self.stride).clip(max=len(video) - 1)
+        return augment(video.get_batch(wanted.tolist()).asnumpy(), self.size, draw)
 
 
 def decode(path: Path, wanted: Sequence[int]) -> ndarray:
