@@ -1,6 +1,6 @@
 """A recipe: what is trained, on what, for how long, and how it is judged. The constructor is the schema.
 
-The keys of a recipe are the arguments of `data.loader.Clips`, of the backbone and the learner that it names, of
+The keys of a recipe are the arguments of `data.clips.Clips`, of the backbone and the learner that it names, of
 `train.fit.fit` and of the tasks; names, types, defaults and help texts are read from their source, so that nothing
 is written twice and nothing here imports torch. Later words win: the defaults of the code, what the run named by
 ``backbone.init`` was made with, the recipe, the command line.
@@ -268,7 +268,7 @@ def options(learner: str, backbone: str, tasks: Iterable[str] = ()) -> dict[str,
         ),
         "data.split": Option(str | None, "train", "part of the manifest to learn from, where it has splits"),
     }
-    known |= arguments("tubelet.data.loader", "Clips", "data")
+    known |= arguments("tubelet.data.clips", "Clips", "data")
     known["backbone.name"] = _named("backbones", backbone)
     known["backbone.init"] = Option(str | None, None, "folder of a run whose backbone to start from")
     known |= arguments(*_place("backbones", backbone), "backbone")

@@ -9,8 +9,8 @@ import tubelet
 from tiny_run import make_clips, make_recipe, train
 from tubelet.apply.embed import embed
 from tubelet.checkpoint import read_about
+from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
-from tubelet.data.loader import Clips
 from tubelet.types import TubeletError
 
 

@@ -13,8 +13,9 @@ import torch
 
 from tubelet import draws
 from tubelet.data import augment, read, transform
+from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest, Video
-from tubelet.data.loader import Clips, Loader, to_device
+from tubelet.data.loader import Loader, to_device
 from tubelet.types import TubeletError
 
 VIDEOS = 7

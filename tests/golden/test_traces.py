@@ -7,8 +7,8 @@ import torch
 
 from moving import CLIP
 from tubelet import registry
+from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
-from tubelet.data.loader import Clips
 from tubelet.log import read_metrics
 from tubelet.train.fit import fit
 

@@ -14,8 +14,8 @@ from moving import CLIP
 from tubelet import checkpoint
 from tubelet.backbones.vit import VisionTransformer
 from tubelet.checkpoint import read_about, replace_folder, settle_folder, weights_hash
+from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
-from tubelet.data.loader import Clips
 from tubelet.methods.supervised import Supervised
 from tubelet.train.fit import Interrupted, fit
 from tubelet.train.state import RunState

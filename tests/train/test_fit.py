@@ -10,8 +10,8 @@ import torch
 from moving import CLIP
 from tubelet import checkpoint
 from tubelet.backbones.vit import VisionTransformer
+from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
-from tubelet.data.loader import Clips
 from tubelet.learner import Learner
 from tubelet.log import read_metrics
 from tubelet.methods.videomae import VideoMAE

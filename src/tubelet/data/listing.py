@@ -1,8 +1,9 @@
 """The manifest: which videos there are, which part of each is meant, and what is known of them.
 
-A CSV or Parquet table with a column `path` and, where known, `start_s`, `end_s`, `label`, `group`, `split`;
-any other column is kept. Relative paths start at the manifest's folder. VideoMAE's own lists are read too: `path label`
-on each line, without a header, and V2's `path 0 -1`.
+A CSV or Parquet table with a column `path` and, where known, `start_s`, `end_s`, `label`, `group`, `split`, `fps`,
+`corpus`; any other column is kept. Relative paths start at the manifest's folder; a path may be a URL (`s3://...`), and
+so may the manifest. A video is a file, a folder or an archive of pictures, or a sample of a shard: see `read.py`.
+VideoMAE's own lists are read too: `path label` on each line, without a header, and V2's `path 0 -1`.
 
 Classes are numbered as they sort, unless a column `class_number` (from 0) says otherwise, as it does where a data set
 has an official order. A number that no video has is kept free, so that class k stays class k; how many classes come
@@ -25,10 +26,11 @@ from pathlib import Path
 from typing import Any, overload
 
 from tubelet import draws
+from tubelet.data.storage import Place, Url, opened, place
 from tubelet.registry import nearest
 from tubelet.types import TubeletError
 
-KNOWN = ("path", "start_s", "end_s", "label", "group", "split")
+KNOWN = ("path", "start_s", "end_s", "label", "group", "split", "fps", "corpus")
 CLASS_NUMBER = "class_number"
 MOST_CLASSES = 100_000
 PARQUET = {".parquet", ".pq"}
@@ -36,9 +38,9 @@ PARQUET = {".parquet", ".pq"}
 
 @dataclass(frozen=True)
 class Video:
-    """One row: a video file, or the part of it from `start_s` to `end_s`."""
+    """One row: a video, or the part of it from `start_s` to `end_s`."""
 
-    path: Path
+    path: Place
     start_s: float | None = None
     end_s: float | None = None
     label: str | None = None
@@ -46,6 +48,10 @@ class Video:
     """What must not be divided between training and testing: a source video, a speaker."""
     split: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict, compare=False)
+    fps: float | None = None
+    """Pictures a second, where the video is pictures without a clock."""
+    corpus: str | None = None
+    """Which of the corpora of a mixture it belongs to."""
 
 
 class Manifest(Sequence[Video]):
@@ -56,7 +62,7 @@ class Manifest(Sequence[Video]):
     """
 
     def __init__(
-        self, videos: Iterable[Video], classes: Sequence[str] | None = None, source: Path | None = None
+        self, videos: Iterable[Video], classes: Sequence[str] | None = None, source: Place | None = None
     ) -> None:
         self.videos = list(videos)
         self.source = source
@@ -99,6 +105,7 @@ class Manifest(Sequence[Video]):
         digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=8)
         for v in self.videos:
             row = (_written(v.path, self.source), v.start_s, v.end_s, v.label, v.group, v.split)
+            row += () if v.fps is None and v.corpus is None else (v.fps, v.corpus)
             digest.update(repr(row).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -119,23 +126,21 @@ class Manifest(Sequence[Video]):
         return Manifest([self.videos[row] for row in rows], self.classes, self.source)
 
 
-def read_manifest(path: str | Path, split: str | None = None) -> Manifest:
-    """Reads a CSV, a Parquet table or a `path label` list, and keeps one split of it where asked.
+def read_manifest(path: str | Place, split: str | None = None) -> Manifest:
+    """Reads a CSV, a Parquet table or a `path label` list (a file, or a URL), and keeps one split of it where asked.
 
     Raises:
         TubeletError: the file is missing, empty or not a manifest, a cell is wrong (the message has line and
             column), or there is no such split.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = place(path)
+    if isinstance(path, Path) and path.is_dir():
         raise TubeletError(f"{path} is a folder; list its videos: tubelet data scan {path} -o clips.csv")
-    if not path.is_file():
-        raise TubeletError(f"no such manifest: {path}")
-    source = path.resolve()
+    source = path.resolve() if isinstance(path, Path) else path
     if path.suffix.lower() in PARQUET:
-        videos = _read_parquet(path, source.parent)
+        videos = _read_parquet(path, _bytes(path), source.parent)
     else:
-        text = _text(path)
+        text = _text(path, _bytes(path))
         first = next((line for line in text.splitlines() if line.strip()), None)
         if first is None:
             raise TubeletError(f"{path} is empty: a manifest has a header with `path` and a row a video")
@@ -295,7 +300,7 @@ def by_number(names: Mapping[int, str]) -> list[str]:
     return [names.get(number, f"(class {number}: no video)") for number in range(max(names, default=-1) + 1)]
 
 
-def _numbered_classes(path: Path, videos: Sequence[Video]) -> list[str] | None:
+def _numbered_classes(path: Place, videos: Sequence[Video]) -> list[str] | None:
     """The classes as the column `class_number` orders them; None where it is absent or empty."""
     numbers: dict[str, int] = {}
     labelled = [video for video in videos if video.label is not None]
@@ -317,13 +322,22 @@ def _numbered_classes(path: Path, videos: Sequence[Video]) -> list[str] | None:
     return by_number(names)
 
 
-def _text(path: Path) -> str:
+def _bytes(path: Place) -> bytes:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise TubeletError(f"{path} is not a manifest: it is not UTF-8 text") from None
+        with opened(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise TubeletError(f"no such manifest: {path}") from None
     except OSError as error:
         raise TubeletError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _text(path: Place, content: bytes) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise TubeletError(f"{path} is not a manifest: it is not UTF-8 text") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _is_list(line: str) -> bool:
@@ -350,7 +364,7 @@ def _path_and_label(line: str) -> tuple[str, str | None] | None:
     return (found[1], found[2]) if found else None
 
 
-def _read_list(path: Path, text: str, folder: Path) -> list[Video]:
+def _read_list(path: Place, text: str, folder: Place) -> list[Video]:
     videos = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -367,7 +381,7 @@ def _read_list(path: Path, text: str, folder: Path) -> list[Video]:
     return videos
 
 
-def _read_csv(path: Path, text: str, folder: Path) -> list[Video]:
+def _read_csv(path: Place, text: str, folder: Place) -> list[Video]:
     start = len(text) - len(text.lstrip("\r\n"))
     first = text[start:].splitlines()[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_header(first) or ",")
@@ -392,10 +406,10 @@ def _read_csv(path: Path, text: str, folder: Path) -> list[Video]:
     return videos
 
 
-def _read_parquet(path: Path, folder: Path) -> list[Video]:
+def _read_parquet(path: Place, content: bytes, folder: Place) -> list[Video]:
     pyarrow, parquet = _pyarrow()
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(io.BytesIO(content))
     except (pyarrow.ArrowException, OSError):
         raise TubeletError(f"{path} is not a Parquet file, or it is damaged") from None
     _checked_columns(path, table.column_names)
@@ -412,7 +426,7 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _checked_columns(path: Path, columns: list[str]) -> list[str]:
+def _checked_columns(path: Place, columns: list[str]) -> list[str]:
     if "path" not in columns:
         raise TubeletError(f"{path} has no column `path`{nearest('path', [c for c in columns if c][:20])}")
     repeated = [name for name, count in Counter(columns).items() if count > 1 and name]
@@ -430,10 +444,10 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _video(where: str, row: Mapping[str, str], folder: Path) -> Video:
+def _video(where: str, row: Mapping[str, str], folder: Place) -> Video:
     if not row["path"].strip():
         raise TubeletError(f"{where}: the path is empty")
-    start_s, end_s = _seconds(where, row, "start_s"), _seconds(where, row, "end_s")
+    start_s, end_s = _number(where, row, "start_s"), _number(where, row, "end_s")
     if end_s is not None and end_s <= (start_s or 0.0):
         raise TubeletError(f"{where}: end_s ({end_s:g}) is not after start_s ({start_s or 0:g})")
     return Video(
@@ -444,29 +458,41 @@ def _video(where: str, row: Mapping[str, str], folder: Path) -> Video:
         group=row.get("group", "").strip() or None,
         split=row.get("split", "").strip() or None,
         extra={name: cell for name, cell in row.items() if name and name not in KNOWN},
+        fps=_number(where, row, "fps", "pictures a second above 0"),
+        corpus=row.get("corpus", "").strip() or None,
     )
 
 
-def _seconds(where: str, row: Mapping[str, str], column: str) -> float | None:
+def _number(where: str, row: Mapping[str, str], column: str, of: str = "seconds") -> float | None:
     text = row.get(column, "").strip()
     if not text:
         return None
     try:
-        seconds = float(text)
+        value = float(text)
     except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise TubeletError(f"{where}, column {column}: {text!r} is not a number of seconds")
-    return seconds
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0) or (of != "seconds" and value == 0):
+        raise TubeletError(f"{where}, column {column}: {text!r} is not a number of {of}")
+    return value
 
 
-def _absolute(text: str, folder: Path) -> Path:
-    path = folder / text.strip()
+def _absolute(text: str, folder: Place) -> Place:
+    path = place(text.strip())
+    if isinstance(path, Url) or path.is_absolute():
+        return path
+    if isinstance(folder, Url):
+        return folder / path.as_posix()
+    if "\\" in str(path) and not (folder / path).exists():  # written on Windows
+        turned = folder / str(path).replace("\\", "/")
+        path = turned if turned.exists() else path
+    path = folder / path
     return path.resolve() if ".." in path.parts else path  # links keep the names their users gave them
 
 
-def _written(path: Path, source: Path | None) -> str:
+def _written(path: Place, source: Place | None) -> str:
     """A path as a manifest at `source` says it."""
-    if source is not None and path.is_relative_to(source.parent):
+    if isinstance(path, Url):
+        return path.removeprefix(f"{source.parent}/") if isinstance(source, Url) else path
+    if isinstance(source, Path) and path.is_relative_to(source.parent):
         return path.relative_to(source.parent).as_posix()
     return str(path)

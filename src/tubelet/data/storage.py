@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +41,8 @@ class Url(str):
         return Url(self.rstrip("/").rpartition("/")[0])
 
     def __truediv__(self, inner: str) -> Url:
-        return Url(f"{self.rstrip('/')}/{inner}")
+        scheme, _, path = f"{self.rstrip('/')}/{inner}".partition("://")
+        return Url(f"{scheme}://{posixpath.normpath(path)}")  # `..` goes up, as in a path
 
 
 Place = Path | Url
@@ -74,6 +76,25 @@ def size(source: Place) -> int:
         return source.stat().st_size
     system, path = _system(source)
     return int(system.size(path))
+
+
+def stamp(source: Place) -> tuple[int, int] | None:
+    """Bytes and date (in nanoseconds) of the file a place is, or is inside of; None where there is no such file.
+
+    They change when it is made anew. A URL has none, since asking costs a request: what it names is taken to stay as
+    it is. A folder has those of its list of files.
+    """
+    if isinstance(source, Url):
+        return None
+    for path in (source, *source.parents):
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return None
+        return (status.st_size, status.st_mtime_ns) if path == source or not path.is_dir() else None
+    return None
 
 
 def part(source: Place, offset: int, count: int) -> bytes:

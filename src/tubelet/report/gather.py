@@ -17,8 +17,9 @@ from torch import Tensor
 
 from tubelet import dist, draws
 from tubelet.checkpoint import load_backbone, read_about
+from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest
-from tubelet.data.loader import Clips, Loader
+from tubelet.data.loader import Loader
 from tubelet.learner import Backbone
 from tubelet.report.pictures import Sheet, sheet
 from tubelet.report.reconstruct import reconstruct

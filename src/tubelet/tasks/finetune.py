@@ -14,8 +14,8 @@ import torch
 
 from tubelet import dist, draws, registry
 from tubelet.checkpoint import weights_hash, write_json
+from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest
-from tubelet.data.loader import Clips
 from tubelet.learner import Backbone
 from tubelet.log import read_metrics, say
 from tubelet.methods.supervised import Supervised

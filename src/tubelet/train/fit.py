@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from tubelet import dist, draws
+from tubelet.data.clips import Clips
 from tubelet.data.inspect import write_unreadable
-from tubelet.data.loader import Clips, Loader, to_device
+from tubelet.data.loader import Loader
 from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.optim import adamw, set_rate
-from tubelet.train.parallel import Precision, distribute, shared_cores
-from tubelet.train.progress import Progress, Stretch
+from tubelet.train.parallel import Precision, cores, distribute, shared_cores
+from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
 from tubelet.train.step import take_step
 from tubelet.train.stop import stop_signals
@@ -58,6 +59,8 @@ def fit(
     layer_decay: float = 1.0,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     workers: int = 1,
+    limit_s: float = 60.0,
+    max_unreadable: float = 0.1,
     save: str = "every 5 %",
     log_steps: int = 20,
     seed: int = 0,
@@ -81,6 +84,8 @@ def fit(
         layer_decay: factor on the learning rate from one layer of the backbone to the one before it.
         precision: "auto" is bfloat16 where the hardware multiplies in it, else float32.
         workers: processes that decode; 0 = decode in this one.
+        limit_s: seconds that the clips of one video may take; then its decoder is stopped and it counts as unreadable.
+        max_unreadable: share of unreadable videos above which training stops; below it others stand in for them.
         save: when to write a checkpoint.
         log_steps: steps between two lines of metrics.jsonl.
         seed: of the data order, the augmentation and the masks.
@@ -95,16 +100,21 @@ def fit(
         Interrupted: asked to stop; a checkpoint is saved.
     """
     _refuse_nonsense(
-        more={"batch": batch, "micro_batch": micro_batch, "lr": lr, "log_steps": log_steps, "layer_decay": layer_decay},
-        not_less={"weight_decay": weight_decay, "clip_norm": clip_norm, "min_lr": min_lr},
-    )
+        more={
+            "batch": batch, "micro_batch": micro_batch, "lr": lr, "log_steps": log_steps, "layer_decay": layer_decay,
+            "limit_s": limit_s,
+        },
+        not_less={
+            "weight_decay": weight_decay, "clip_norm": clip_norm, "min_lr": min_lr, "max_unreadable": max_unreadable,
+        },
+    )  # fmt: skip
     judges = judges or {}
     if best is not None and best.partition("/")[0] not in judges:
         raise TubeletError(
             f"train.best {best} is a number of no task in the section evaluate: write it like classify/top1 and keep "
             "evaluate.classify, or set train.best to none"
         )
-    loader = Loader(clips, batch, workers=workers, rank=dist.rank(), world=dist.world_size())
+    loader = Loader(clips, batch, workers=workers, rank=dist.rank(), world=dist.world_size(), limit_s=limit_s)
     size = schedule.StepSize(batch, clips.repeats, dist.world_size(), micro_batch)
     total = schedule.steps(length, loader.steps_per_epoch)
     if total == 0:
@@ -133,17 +143,18 @@ def fit(
     ):
         for name in _missed(run, plan, judges):
             _judge(run, name, judges[name][1], metrics, best)
-        batches = loader.batches(run.step) if run.step < total else iter(())
-        stretch = Stretch(run)
+        batches = loader.batches(run.step, dist.device()) if run.step < total else iter(())
+        stretch = whole = Stretch(run, loader)
         while run.step < total:
             rate = _step(run, plan, model, loader, batches, stretch)
-            bar.show(run.step, run.loss)
+            bar.show(run.step, run.loss, stretch.waiting(run, loader))
             if run.step % log_steps == 0 or run.step == total:
-                _report_unreadable(loader, run)
+                _report_unreadable(loader, run, max_unreadable)
                 if metrics:
                     epoch = run.step / plan.epoch
-                    metrics.write(run.step, epoch=epoch, lr=rate, **stretch.summary(run, batch))
-                stretch = Stretch(run)
+                    found = {"epoch": epoch, "lr": rate, "unreadable": len(run.unreadable)}
+                    metrics.write(run.step, **found, **stretch.summary(run, loader, batch))
+                stretch = Stretch(run, loader)
             stopping = dist.any_process(stop.asked)
             due = [name for name, (when, _) in judges.items() if plan.due(when, run.step)]
             if stopping or due or plan.due(save, run.step):
@@ -156,6 +167,8 @@ def fit(
                 )
     if metrics:
         metrics.close()
+    if not quiet and run.step > whole.first_step:
+        say(advice(whole.waiting(run, loader), workers, cores()))
     return Fitted(run.step, run.step * batch, run.seconds, run.loss)
 
 
@@ -180,7 +193,7 @@ def _step(
 ) -> float:
     """One step of every phase, with the learner's hooks around it; returns the learning rate."""
     started = time.perf_counter()
-    learner, batch = run.learner, to_device(next(batches), dist.device())
+    learner, batch = run.learner, next(batches)
     epoch, within = divmod(run.step, plan.epoch)
     rate = schedule.warmup_cosine(run.step, plan.total, plan.warmup, plan.peak, plan.low)
     learner.before_step(Now(run.step, epoch, within == 0, run.step / plan.total, loader.once))
@@ -241,18 +254,21 @@ def _judge(run: RunState, name: str, judge: Judge, metrics: Metrics | None, best
     dist.barrier()
 
 
-def _report_unreadable(loader: Loader, run: RunState, limit: float = 0.1) -> None:
+def _report_unreadable(loader: Loader, run: RunState, limit: float) -> None:
     """Writes new unreadable files into the run's list and says so; more than `limit` of all videos end the run."""
     videos, listed = len(loader.clips.manifest), run.out / "unreadable.csv"
     seen = {path: reason for part in dist.gather(dict(loader.unreadable)) for path, reason in part.items()}
     new = {path: reason for path, reason in seen.items() if path not in run.unreadable}
     run.unreadable.update(new)
     if new and dist.is_main():
-        for path, reason in new.items():
-            warn(f"{path} cannot be read ({reason}): another video stands in for it; listed in {listed}")
+        for path, reason in list(new.items())[:5]:
+            warn(f"{path} cannot be read ({reason}): another video stands in for it")
+        warn(
+            f"step {run.step}: {len(run.unreadable):,} of {videos:,} videos cannot be read so far; listed in {listed}"
+        )
         write_unreadable(listed, [(Path(path), reason) for path, reason in run.unreadable.items()])
     if len(run.unreadable) > max(1, limit * videos):
         raise TubeletError(
-            f"{len(run.unreadable)} of {videos} videos cannot be read (see {listed}): "
-            "check the folder with `tubelet data scan` and train on the manifest that it writes"
+            f"{len(run.unreadable)} of {videos} videos cannot be read (see {listed}), and train.max_unreadable is "
+            f"{limit:g}: check them with `tubelet data check` and train on the manifest that it writes"
         )

@@ -27,11 +27,30 @@ class Clock(Protocol):
     seconds: float
 
 
+class Source(Protocol):
+    waited_s: float
+
+
+DECODE_BOUND = 0.2
+"""Share of the time spent waiting for clips from which decoding is what binds."""
+
+
+def advice(waiting: float, workers: int, cores: int) -> str:
+    """What binds, and what to change."""
+    if waiting <= DECODE_BOUND:
+        return f"compute-bound: {100 * waiting:.0f} % of the time is spent waiting for clips"
+    more = f"raise train.workers (now {workers}, and there are {cores} cores), " if workers < cores else ""
+    return (
+        f"decode-bound: {100 * waiting:.0f} % of the time is spent waiting for clips. To change that, {more}"
+        "raise data.repeats, or decode once: tubelet data pack"
+    )
+
+
 class Stretch:
     """The steps since the last line of metrics.jsonl, and their means."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.first_step, self.first_seconds = clock.step, clock.seconds
+    def __init__(self, clock: Clock, source: Source) -> None:
+        self.first_step, self.first_seconds, self.first_waited = clock.step, clock.seconds, source.waited_s
         self.values: dict[str, list[float]] = {"loss": [], "grad_norm": []}
 
     def add(self, stepped: Stepped) -> None:
@@ -44,11 +63,16 @@ class Stretch:
         losses = self.values["loss"]
         return sum(losses) / len(losses) if losses else math.nan
 
-    def summary(self, clock: Clock, batch: int) -> dict[str, Any]:
-        """Clips a second, and the mean of everything that was added (None where nothing was)."""
+    def waiting(self, clock: Clock, source: Source) -> float:
+        """Share of the time that was spent waiting for clips."""
+        return min(1.0, (source.waited_s - self.first_waited) / max(1e-9, clock.seconds - self.first_seconds))
+
+    def summary(self, clock: Clock, source: Source, batch: int) -> dict[str, Any]:
+        """Clips a second, the share of waiting, and the mean of what was added (None where nothing was)."""
         seconds = max(1e-9, clock.seconds - self.first_seconds)
         means = {name: sum(values) / len(values) if values else None for name, values in self.values.items()}
-        return {"clips_per_s": (clock.step - self.first_step) * batch / seconds, **means}
+        speed = (clock.step - self.first_step) * batch / seconds
+        return {"clips_per_s": speed, "waiting": self.waiting(clock, source), **means}
 
 
 class Progress:
@@ -69,25 +93,26 @@ class Progress:
         if not self.quiet and console.is_terminal:
             columns = (
                 TextColumn("training"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} clips/s"),
+                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} clips/s, {task.fields[bound]}"),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             )  # fmt: skip
             self.bar = RichProgress(*columns, console=console, transient=True)
             self.task = self.bar.add_task(
-                "training", total=self.total, completed=self.first, loss=float("nan"), speed=0
+                "training", total=self.total, completed=self.first, loss=float("nan"), speed=0, bound=""
             )
             self.bar.start()
         return self
 
-    def show(self, step: int, loss: float) -> None:
-        """Shows that `step` steps are done."""
+    def show(self, step: int, loss: float, waiting: float) -> None:
+        """Shows that `step` steps are done, and whether waiting for clips takes much of the time."""
         seconds = time.perf_counter() - self.started
         speed = (step - self.first) * self.batch / max(1e-9, seconds)
+        bound = f"{'decode' if waiting > DECODE_BOUND else 'compute'}-bound ({100 * waiting:.0f} % waiting)"
         if self.bar:
-            self.bar.update(self.task, completed=step, loss=loss, speed=speed)
+            self.bar.update(self.task, completed=step, loss=loss, speed=speed, bound=bound)
         elif not self.quiet and (step == self.total or step % max(1, self.total // 10) == 0):
             left = (self.total - step) * self.batch / max(1e-9, speed)
-            say(f"step {step}/{self.total}  loss {loss:.4f}  {speed:.0f} clips/s  {left / 60:.1f} min left")
+            say(f"step {step}/{self.total}  loss {loss:.4f}  {speed:.0f} clips/s, {bound}  {left / 60:.1f} min left")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

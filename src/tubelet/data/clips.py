@@ -1,0 +1,233 @@
+"""What a sample is: from a row of the manifest to clips, sampled in time, cropped, uint8, with what goes with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from tubelet import draws, registry
+from tubelet.data import read, sample, transform
+from tubelet.data.augment import RandAugment
+from tubelet.data.listing import Manifest, Video
+from tubelet.types import TubeletError
+
+Sampling = Literal["random", "dense", "segments", "grid"]
+Crop = Literal["resized", "multiscale", "center", "grid"]
+
+
+class Taken(NamedTuple):
+    """What reading one video gave."""
+
+    clips: list[list[Tensor]]
+    """For each repeat, for each view: T C H W uint8."""
+    times: list[list[numpy.ndarray]]
+    """Likewise: T seconds."""
+
+
+class Clips:
+    """Clips of the videos of a manifest: sampled in time, cropped to a square, uint8.
+
+    Every draw comes from ``hash(seed, epoch, id, repeat, view)``. One open and one pass over a file serve all
+    its views and repeats. Large pictures are decoded at a smaller size, the smallest that leaves the crops
+    (of a square picture) nothing to enlarge: a short side of ``size / sqrt(scale[0])``, ``size / 0.66`` or
+    ``size``, as ``crop`` says.
+
+    Args:
+        manifest: which videos.
+        frames: frames of a clip.
+        stride: frames of the video (at the reference frame rate) from one frame of the clip to the next.
+        reference_fps: the frame rate that the stride counts in; 0 counts each file's own frames.
+        size: height and width of a clip, in pixels.
+        sampling: "random" start, "dense" (VideoMAE's fine-tuning), one frame from each of equal "segments"
+            (TSN), or the fixed "grid" of a test: evenly spaced clips x crops, one view each, nothing random.
+        crop: "resized" (random area and shape), "multiscale" (VideoMAE's pre-training) or "center"; sampling
+            "grid" always takes "grid", squares along the long side.
+        scale: smallest and largest share of the picture's area that "resized" takes.
+        ratio: smallest and largest width over height that "resized" takes.
+        flip: mirror half of the clips; leave it off where left and right mean something.
+        randaugment: random changes of colour and geometry before the crop, the same in all frames, in timm's notation
+            (published for fine-tuning: "m7-n4-mstd0.5"); None = none.
+        views: clips that are taken independently for each sample.
+        repeats: samples that are taken from each video when it is opened, each at times of its own (as in mae_st;
+            VideoMAE's share their frames and differ in augmentation alone).
+        density: frames are taken so many times as densely as the stride says, for learners that predict the frames
+            between those that the backbone sees; a clip then has frames x density of them.
+        weights: how much of the training comes from each corpus, by the names in the manifest's column `corpus`; None =
+            as many videos as there are of each. An epoch keeps its length.
+        clips: how many clips a grid takes along time.
+        crops: how many squares a grid takes along the long side.
+        segments: a grid takes its clips in segments; what is trained in segments is tested so in any case.
+        seed: another seed gives other draws.
+
+    Raises:
+        TubeletError: the manifest is empty, or an option makes no sense.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        frames: int = 16,
+        stride: int = 4,
+        reference_fps: float = 30.0,
+        size: int = 224,
+        sampling: Literal["random", "dense", "segments", "grid"] = "random",
+        crop: Literal["resized", "multiscale", "center", "grid"] = "resized",
+        scale: tuple[float, float] = (0.5, 1.0),
+        ratio: tuple[float, float] = (0.75, 1.3333),
+        flip: bool = True,
+        randaugment: str | None = None,
+        views: int = 1,
+        repeats: int = 1,
+        density: int = 1,
+        weights: dict[str, float] | None = None,
+        clips: int = 1,
+        crops: int = 1,
+        segments: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.manifest = manifest
+        self.frames, self.stride, self.reference_fps, self.size = frames, stride, reference_fps, size
+        self.sampling: Sampling = sampling
+        self.crop: Crop = crop
+        self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
+        self.grid = (clips, crops)
+        self.views = clips * crops if sampling == "grid" and min(self.grid) > 0 else views
+        self.repeats, self.density, self.weights = repeats, density, weights
+        self.seed = seed
+        self.in_segments = segments or sampling == "segments"
+        self.randaugment = RandAugment.parse(randaugment) if randaugment is not None else None
+        self._check()
+        self.labels = torch.tensor(manifest.labels, dtype=torch.int64)
+        """One a row; -1 where a video has none."""
+
+    def _check(self) -> None:
+        if not len(self.manifest):
+            source = self.manifest.source or "the manifest"
+            raise TubeletError(f"{source} lists no videos; check its path and split")
+        counts = {name: getattr(self, name) for name in ("frames", "stride", "size", "views", "repeats", "density")}
+        for name, value in {**counts, "clips": self.grid[0], "crops": self.grid[1]}.items():
+            if value < 1:
+                raise TubeletError(f"{name} must be at least 1, not {value}")
+        for name, known in (("sampling", get_args(Sampling)), ("crop", get_args(Crop))):
+            choice = getattr(self, name)
+            if choice not in known:
+                raise TubeletError(f"{name} {choice!r} is not known{registry.nearest(str(choice), known)}")
+        if self.density > 1 and self.sampling != "random":
+            raise TubeletError(f"density {self.density} needs sampling 'random', not {self.sampling!r}")
+        if self.reference_fps < 0:
+            raise TubeletError(f"reference_fps must be 0 (the file's own) or more, not {self.reference_fps}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise TubeletError(f"scale must be two growing shares such as [0.5, 1.0], not {list(self.scale)}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise TubeletError(f"ratio must be two growing numbers like [0.75, 1.5], not {list(self.ratio)}")
+        if self.crop == "grid" and self.sampling != "grid":
+            raise TubeletError(f"crop 'grid' needs sampling 'grid'; with {self.sampling!r} take 'center'")
+
+    def for_testing(self, manifest: Manifest | None = None, clips: int = 1, crops: int = 1) -> Clips:
+        """The same shape of clip from fixed places of `manifest` (or of this one): clips x crops views.
+
+        What was trained in segments is tested in segments. Nothing stands in for a file that cannot be read.
+        """
+        return Clips(
+            self.manifest if manifest is None else manifest, **self.clip, sampling="grid", crop="grid",
+            flip=False, clips=clips, crops=crops, seed=self.seed,
+        )  # fmt: skip
+
+    @property
+    def clip(self) -> dict[str, Any]:
+        """The shape of a clip, as it is stored beside a backbone; with ``segments`` where it is tested in them."""
+        shape = {name: getattr(self, name) for name in ("frames", "stride", "reference_fps", "size")}
+        return shape | ({"segments": True} if self.in_segments else {})
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, row: int) -> Taken:
+        """The clips of a row in its first epoch.
+
+        Raises:
+            UnreadableVideo: its file gives no frame.
+        """
+        return self.take(range(len(self))[row], 0, self.repeats)
+
+    def take(self, row: int, epoch: int, repeats: int, place: int | None = None) -> Taken:
+        """The clips of a row in some epoch.
+
+        Times are read together, in one pass over the file; views are cropped alone.
+
+        Args:
+            place: the row from which the draws are made, where this one only stands in for it.
+
+        Raises:
+            UnreadableVideo: its file gives no frame.
+        """
+        video = self.manifest[row]
+        info = read.probe(video.path)
+        start_s, duration_s = _span(video, info)
+        gap_s = sample.step_s(self.stride, self.reference_fps, info.fps)
+        key = (self.seed, epoch, row if place is None else place)
+        streams = [
+            [draws.generator(*key, repeat, view, "clip") for view in range(self._reads)] for repeat in range(repeats)
+        ]
+        times = [start_s + t for views in streams for t in self._times(duration_s, info.fps, gap_s, views)]
+        pixels = read.read(video.path, numpy.concatenate(times), self._decode_side).split(self.frames * self.density)
+        clips, kept = [], []
+        for repeat, views in enumerate(streams):
+            mine = slice(repeat * self._reads, (repeat + 1) * self._reads)
+            decoded = zip(pixels[mine], views, strict=True)
+            clips.append([square for clip, stream in decoded for square in self._crop(clip, stream)])
+            kept.append([t for t in times[mine] for _ in range(self.views // self._reads)])
+        return Taken(clips, kept)
+
+    @property
+    def _reads(self) -> int:
+        """Clips that are decoded for each sample; the squares of one moment share theirs."""
+        return self.grid[0] if self.sampling == "grid" else self.views
+
+    def _times(self, duration_s: float, fps: float, gap_s: float, streams: list[Generator]) -> list[numpy.ndarray]:
+        if self.sampling == "grid" and self.in_segments:
+            return [sample.segments(duration_s, fps, self.frames, at=at) for at in sample.segment_shares(len(streams))]
+        if self.sampling == "grid":
+            return sample.grid(duration_s, fps, self.frames, gap_s, len(streams))
+        if self.sampling == "segments":
+            return [sample.segments(duration_s, fps, self.frames, stream) for stream in streams]
+        draw = sample.dense if self.sampling == "dense" else sample.random_clip
+        frames, gap_s = self.frames * self.density, gap_s / self.density
+        return [draw(duration_s, fps, frames, gap_s, stream) for stream in streams]
+
+    def _crop(self, clip: Tensor, stream: Generator) -> list[Tensor]:
+        """The squares of a test grid, or one square at random."""
+        if self.sampling == "grid":
+            return transform.crops(clip, self.size, self.grid[1])
+        if self.randaugment is not None:
+            clip = self.randaugment(clip, stream)
+        if self.crop == "resized":
+            clip = transform.random_resized_crop(clip, self.size, self.scale, self.ratio, stream)
+        elif self.crop == "multiscale":
+            clip = transform.multi_scale_crop(clip, self.size, stream)
+        else:
+            clip = transform.center_crop(clip, self.size)
+        return [transform.flip(clip) if self.flip and stream.random() < 0.5 else clip]
+
+    @property
+    def _decode_side(self) -> int:
+        """The short side to decode at; files that are smaller stay as they are."""
+        share = 1.0
+        if self.sampling != "grid" and self.crop in ("resized", "multiscale"):
+            share = math.sqrt(self.scale[0]) if self.crop == "resized" else transform.MULTI_SCALES[-1]
+        return math.ceil(self.size / share)
+
+
+def _span(video: Video, info: read.VideoInfo) -> tuple[float, float]:
+    """Start and duration of the part of the file that a row means; it starts with a whole frame."""
+    first = math.floor((video.start_s or 0.0) * info.fps + 1e-6) / info.fps
+    end = info.duration_s if video.end_s is None else min(video.end_s, info.duration_s)
+    if end <= first:
+        raise read.UnreadableVideo(video.path, f"a span from {first:g} s, but it ends at {end:g} s")
+    return first, end - first
