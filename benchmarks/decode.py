@@ -36,8 +36,9 @@ from numpy import ndarray
 
 from tubelet import cli
 from tubelet.data import read
+from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
-from tubelet.data.loader import Clips, Loader, to_device
+from tubelet.data.loader import Loader
 
 FRAMES, STRIDE, SIZE, CLIPS = 16, 4, 224, 4
 PEER = "decord + PIL"
@@ -164,14 +165,12 @@ def whole_samples(path: Path, packs: dict[str, Manifest], asked: list[list[list[
         for wanted in asked[turn]:
             torch.stack([peer.augment(peer.decode(path, wanted), SIZE, numpy.random.default_rng(turn))])
 
-    def ours(manifest: Manifest, repeats: int = 1, floats: bool = False) -> Arm:
-        batches = load(manifest, repeats).batches()
+    def ours(manifest: Manifest, repeats: int = 1, device: str | None = None) -> Arm:
+        batches = load(manifest, repeats).batches(device=device)
 
         def run(_: int) -> None:
             for _ in range(CLIPS // repeats):
-                batch = next(batches)
-                if floats:
-                    to_device(batch, "cpu")
+                next(batches)
 
         return Arm(run, lambda wanted: our_frames(manifest[0].path, wanted))
 
@@ -179,7 +178,7 @@ def whole_samples(path: Path, packs: dict[str, Manifest], asked: list[list[list[
     return {
         PEER: Arm(peers, lambda wanted: peer.decode(path, wanted)),
         "ours": ours(plain),
-        "ours, as floats": ours(plain, floats=True),
+        "ours, as floats": ours(plain, device="cpu"),
         f"ours, {CLIPS} clips an opening": ours(plain, CLIPS),
         **{f"ours, packed as {name}": ours(manifest) for name, manifest in packs.items()},
     }

@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from tubelet import cli, recipe
+from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
-from tubelet.data.loader import Clips, Loader, to_device
+from tubelet.data.loader import Loader, to_device
 from tubelet.train.optim import adamw
 from tubelet.train.parallel import shared_cores
 from tubelet.train.run import make_clips, make_learner
