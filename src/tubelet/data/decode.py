@@ -7,11 +7,11 @@ by side. `read.py` says what times mean and which reader a place needs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import av
 import numpy
@@ -19,6 +19,7 @@ from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
 from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.storage import Place, opened
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -36,13 +37,16 @@ UNINDEXED_JUMP_S = 5.0
 """Without an index nobody knows where the next key frame is: a gap longer than this is worth a seek."""
 
 
-def probe(path: Path) -> VideoInfo:
+def probe(path: Place, file: Callable[[], BinaryIO] | None = None) -> VideoInfo:
     """Duration, rate and size of a video file. Decodes its first frame.
+
+    Args:
+        file: opens a seekable file of the bytes, where `path` is none on this machine. May be called repeatedly.
 
     Raises:
         UnreadableVideo: the file gives no frame.
     """
-    with _Player(path) as player:
+    with _Player(path, file) as player:
         stream, picture = player.stream, player.shown.picture
         turns = _quarter_turns(picture)
         duration_s = player.duration_s()
@@ -58,10 +62,15 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
-def read(path: Path, times_s: numpy.ndarray, short_side: int | None = None) -> numpy.ndarray:
-    """The frames on display at `times_s`: T H W C uint8, RGB. See `tubelet.data.read.read`."""
+def read(
+    path: Place,
+    times_s: numpy.ndarray,
+    short_side: int | None = None,
+    file: Callable[[], BinaryIO] | None = None,
+) -> numpy.ndarray:
+    """The frames on display at `times_s`: T H W C uint8, RGB. See `tubelet.data.read.read`, and `probe` for `file`."""
     order = numpy.argsort(times_s, kind="stable")
-    with _Player(path) as player:
+    with _Player(path, file) as player:
         paint = _Painter(player.shown.picture, short_side)
         clip = numpy.empty((len(times_s), *paint.shape), dtype=numpy.uint8)  # T H W C
         painted, row_painted = None, -1
@@ -75,14 +84,14 @@ def read(path: Path, times_s: numpy.ndarray, short_side: int | None = None) -> n
     return clip
 
 
-def check(path: Path, info: VideoInfo) -> None:
-    """Decodes up to the middle.
+def check(path: Place, info: VideoInfo, file: Callable[[], BinaryIO] | None = None) -> None:
+    """Decodes up to the middle. See `probe` for `file`.
 
     Raises:
         UnreadableVideo: the file gives no frame, or breaks off in its first half.
     """
     middle_s = info.duration_s / 2
-    with _Player(path) as player:
+    with _Player(path, file) as player:
         last = player.at(middle_s)
         end_s = (last.start - player.origin + (last.picture.duration or 0)) * player.tick_s
         if player.coming is None and end_s + 2 / player.fps < middle_s:
@@ -131,8 +140,8 @@ class _Player:
     `shown` is the picture on display and `coming` the one after it (None at the end of the file).
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Place, file: Callable[[], BinaryIO] | None) -> None:
+        self.path, self.file = path, file
         self.seekable = True
         self._rewind()
         self.origin = self.shown.start
@@ -146,7 +155,7 @@ class _Player:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.container.close()
+        self._close()
 
     def at(self, time_s: float) -> _Shown:
         """The picture on display at `time_s`; calls come with rising times."""
@@ -191,12 +200,12 @@ class _Player:
                 self.shown, self.coming = shown, next(self.pictures, None)
                 return
         self.seekable = False
-        self.container.close()
+        self._close()
         self._rewind()
 
     def _rewind(self) -> None:
         """Opens the file and decodes its first two pictures."""
-        self.container = _open(self.path)
+        self.container, self.source = _open(self.path, self.file)
         try:
             self.stream = _video_stream(self.container, self.path)
             self.tick_s = float(self.stream.time_base or 1 / FALLBACK_FPS)
@@ -210,8 +219,12 @@ class _Player:
                 raise UnreadableVideo(self.path, "none of its frames can be decoded (damaged or cut short)")
             self.shown, self.coming = shown, next(self.pictures, None)
         except BaseException:
-            self.container.close()
+            self._close()
             raise
+
+    def _close(self) -> None:
+        self.container.close()
+        self.source.close()
 
     def _decode(self) -> Iterator[_Shown]:
         """Pictures in the order of display from where the container stands; damaged ones are skipped."""
@@ -232,6 +245,8 @@ class _Player:
                 packet = next(packets, None)
             except av.FFmpegError:  # the file breaks off here: give what the decoder still holds
                 packet = None
+            except OSError as error:  # the file is well, its place is not
+                raise UnreadableVideo(self.path, _words(error)) from None
             try:
                 yield from self.stream.codec_context.decode(packet)
             except av.EOFError:
@@ -254,30 +269,45 @@ class _Player:
         return end
 
 
-def _open(path: Path) -> InputContainer:
+def _open(path: Place, file: Callable[[], BinaryIO] | None) -> tuple[InputContainer, BinaryIO]:
+    """The container, and the file of its bytes, which is to be closed after it."""
     try:
-        if path.is_dir():
+        if file is None and Path(path).is_dir():
             raise UnreadableVideo(path, "it is a folder")
-        if path.stat().st_size == 0:
-            raise UnreadableVideo(path, "the file is empty (zero bytes)")
-        with path.open("rb") as file:
-            head = file.read(64)
+        source = opened(path) if file is None else file()
     except FileNotFoundError:
         raise UnreadableVideo(path, "no such file") from None
     except PermissionError:
         raise UnreadableVideo(path, "no permission to read it") from None
     except OSError as error:
-        raise UnreadableVideo(path, error.strerror or "it cannot be opened") from None
+        raise UnreadableVideo(path, _words(error)) from None
+    head = b""
     try:
-        container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError):
-        raise UnreadableVideo(path, _guess_what_it_is(head)) from None
-    name = container.format.name
-    if name in ("image2", "tty") or name.endswith("_pipe"):
-        container.close()
-        reason = "a text file, not a video" if name == "tty" else "a still image, not a video"
-        raise UnreadableVideo(path, reason)
-    return container
+        head = source.read(64)
+        if not head:
+            raise UnreadableVideo(path, "the file is empty (zero bytes)")
+        source.seek(0)
+        # A local file is read by FFmpeg itself; bytes of other places must not lead it to files of this machine.
+        whitelist = {"protocol_whitelist": "file" if file is None else "none"}
+        container = av.open(
+            str(path) if file is None else source, mode="r", options=whitelist, metadata_errors="replace"
+        )
+        name = container.format.name
+        if name in ("image2", "tty") or name.endswith("_pipe"):
+            container.close()
+            raise UnreadableVideo(path, "a text file, not a video" if name == "tty" else "a still image, not a video")
+        return container, source
+    except BaseException as error:
+        source.close()
+        if isinstance(error, av.FFmpegError | ValueError):
+            raise UnreadableVideo(path, _guess_what_it_is(head)) from None
+        if isinstance(error, OSError):
+            raise UnreadableVideo(path, _words(error)) from None
+        raise
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or " ".join(str(error).split()) or "it cannot be read"
 
 
 def _guess_what_it_is(head: bytes) -> str:
@@ -289,7 +319,7 @@ def _guess_what_it_is(head: bytes) -> str:
     return "not a video file, or its header is damaged"
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+def _video_stream(container: InputContainer, path: Place) -> VideoStream:
     """The video stream FFmpeg calls best, but never a cover picture; set to one thread, others dropped."""
     streams = [s for s in container.streams.video if not s.disposition & PICTURES]
     best = container.streams.best("video")
