@@ -80,9 +80,10 @@ def main() -> None:
             packs = {} if options.no_packs else pack(path, Path(temporary) / f"packs {len(results)}")
             asked = draw(path, options.rounds + 1)
             arms = {**whole_samples(path, packs, asked), **decoders(path, asked)}
-            results[name] = measure(arms, options.rounds)
-            for arm, row in results[name].items():
-                row |= exactness(arms[arm], path, painted=name in kinds)
+            checked = {arm: exactness(arms[arm], path, painted=name in kinds) for arm in arms}
+            able = {arm: arms[arm] for arm, row in checked.items() if "fails" not in row}
+            measured = measure(able, options.rounds)
+            results[name] = {arm: row | measured.get(arm, {}) for arm, row in checked.items()}
             show(name, results[name])
             if options.out:
                 options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -108,7 +109,10 @@ def exactness(arm: Arm, path: Path, painted: bool) -> dict[str, Any]:
     with av.open(str(path)) as container:
         whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     wanted = [0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 2]
-    clip = arm.frames(wanted)
+    try:
+        clip = arm.frames(wanted)
+    except Exception as error:  # whatever a decoder of others raises on a file that it cannot read
+        return {"fails": repr(error)}
     found: dict[str, Any] = {}
     if painted:
         found["exact"] = footage.numbers(clip) == wanted
@@ -120,6 +124,9 @@ def exactness(arm: Arm, path: Path, painted: bool) -> dict[str, Any]:
 def show(name: str, rows: dict[str, dict[str, Any]]) -> None:
     print(f"\n{name}\n{'':30} ms a clip   [min .. max]       {PEER} / this   frames")
     for arm, row in rows.items():
+        if "fails" in row:
+            print(f"{arm:30} fails: {row['fails']}")
+            continue
         spread = f"[{1000 * row['min_s']:.1f} .. {1000 * row['max_s']:.1f}]"
         exact = {True: "exact", False: "WRONG", None: ""}[row.get("exact")]
         difference = f"differ by up to {row['largest_difference']}" if row.get("largest_difference") else ""

@@ -38,7 +38,7 @@ KINDS = {
     "h264 1920x1080": Kind("libx264", (1080, 1920), {**H264, "g": "250"}),
     "hevc 340x256": Kind("libx265", (256, 340), {"preset": "fast", "x265-params": "keyint=250:log-level=none"}),
     "vp9 340x256": Kind("libvpx-vp9", (256, 340), {"g": "128", "crf": "32", "b": "0", "cpu-used": "5"}, ".webm"),
-    "mpeg4 340x256": Kind("mpeg4", (256, 340), {"g": "12", "bf": "2", "b": "800k"}, ".avi"),
+    "mpeg4 340x256": Kind("mpeg4", (256, 340), {"g": "12", "b": "800k"}, ".avi"),
 }
 
 
