@@ -25,6 +25,12 @@ class Batch(TypedDict, total=False):
 
     video: list[Tensor]
     """One tensor a view: B C T H W, uint8 from the loader, float in [0, 1] once it is on the device."""
+    audio: list[Tensor]
+    """One tensor a view, where the loader is asked for sound: B S float32 in [-1, 1], of the seconds of the clip."""
+    audio_present: Tensor
+    """B bool, with `audio`: False where a file has no sound; its samples are zero."""
+    text: list[list[str]]
+    """One list a view, where the loader is asked for captions: the words of each sample, empty where there are none."""
     times: list[Tensor]
     """One tensor a view: B T, the seconds at which its frames were taken."""
     label: Tensor

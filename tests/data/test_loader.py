@@ -3,6 +3,7 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 import torch
 
 from tubelet import draws
-from tubelet.data import augment, read, transform
+from tubelet.data import audio, augment, read, torchcodec, transform
 from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest, Video
 from tubelet.data.loader import Loader, to_device
 from tubelet.types import TubeletError
+from videos import make_video
 
 VIDEOS = 7
 CLIP = {"frames": 4, "stride": 2, "reference_fps": 0.0, "size": 24}
@@ -470,3 +472,148 @@ def test_dense_clips_hold_the_clip_and_the_frames_between(manifest):
 def test_only_random_sampling_can_be_dense(manifest):
     with pytest.raises(TubeletError, match="needs sampling 'random'"):
         Clips(manifest, **CLIP, sampling="segments", density=2)
+
+
+# Decoders that crash or hang
+
+
+def misbehave(monkeypatch, behave):
+    """Does `behave(name)` before a video is read."""
+    real = read.read
+    monkeypatch.setattr(read, "read", lambda path, *rest: behave(path.name) or real(path, *rest))
+
+
+def test_a_decoder_that_hangs_is_stopped_and_another_video_stands_in(manifest, monkeypatch):
+    plain = take(Loader(Clips(manifest, **CLIP), 7), 2)
+    misbehave(monkeypatch, lambda name: time.sleep(1000) if name == "3.mp4" else None)
+    loader = Loader(Clips(manifest, **CLIP), 7, workers=2, limit_s=1.0)
+    batches = take(loader, 2)
+    assert 3 not in torch.cat([batch["id"] for batch in batches]).tolist()
+    assert {Path(path).name: reason for path, reason in loader.unreadable.items()} == {
+        "3.mp4": "it took more than 1 s and was stopped"
+    }
+    for one, other in zip(batches, plain, strict=True):
+        for place, row in enumerate(other["id"].tolist()):
+            same = torch.equal(one["video"][0][place], other["video"][0][place])
+            assert same if row != 3 else not same
+
+
+def test_a_decoder_that_crashes_costs_its_file_alone_and_nothing_stands_in_for_it_in_a_test(manifest, monkeypatch):
+    misbehave(monkeypatch, lambda name: os.kill(os.getpid(), signal.SIGSEGV) if name == "2.mp4" else None)
+    loader = Loader(Clips(manifest, **CLIP).for_testing(), 3, workers=2)
+    batches = list(loader.once())
+    assert torch.cat([batch["id"] for batch in batches]).tolist() == list(range(VIDEOS))
+    assert torch.cat([batch["readable"] for batch in batches]).tolist() == [row != 2 for row in range(VIDEOS)]
+    assert list(loader.unreadable.values()) == ["the decoder crashed on it (SIGSEGV)"]
+
+
+def test_workers_that_are_killed_change_nothing(manifest):
+    clips = Clips(manifest, **CLIP, views=2, repeats=2)
+    plain, found = take(Loader(clips, 6), 20), []
+    before = set(multiprocessing.active_children())
+    batches = Loader(clips, 6, workers=2).batches()
+    for step in range(20):
+        found.append(next(batches))
+        if step % 3 == 0:
+            for worker in list(set(multiprocessing.active_children()) - before)[: 1 + step % 2]:
+                os.kill(worker.pid, signal.SIGKILL)
+    batches.close()
+    for one, other in zip(found, plain, strict=True):
+        assert_same(one, other)
+
+
+def test_batches_on_a_device_are_those_of_to_device(manifest):
+    clips = Clips(manifest, **CLIP, views=2)
+    for workers in (0, 2):
+        on_device = list(islice(Loader(clips, 6, workers=workers).batches(0, "cpu"), 5))
+        for one, other in zip(on_device, take(Loader(clips, 6), 5), strict=True):
+            assert_same(one, to_device(other, "cpu"))
+            assert all(video.is_contiguous() for video in one["video"])
+
+
+def test_batches_that_were_handed_out_are_not_written_over(manifest):
+    batches = Loader(Clips(manifest, **CLIP), 2, workers=2).batches()
+    kept = [next(batches) for _ in range(12)]
+    copies = [batch["video"][0].clone() for batch in kept]
+    for _ in range(12):
+        next(batches)
+    assert all(torch.equal(batch["video"][0], copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+def test_waiting_is_measured(manifest, monkeypatch):
+    misbehave(monkeypatch, lambda name: time.sleep(0.05))
+    loader = Loader(Clips(manifest, **CLIP), 2, workers=1)
+    take(loader, 3)
+    assert 0.2 < loader.waited_s < 20
+
+
+def test_a_mixture_is_read_by_its_weights(manifest):
+    rows = [replace(video, corpus="a" if row < 2 else "b") for row, video in enumerate(manifest)]
+    loader = Loader(Clips(Manifest(rows), **CLIP, weights={"a": 0.5, "b": 0.5}), 6)
+    for batch in take(loader, 4):
+        assert sum(row < 2 for row in batch["id"].tolist()) == 3
+        assert len(set(batch["key"].tolist())) == 6
+
+
+# Several corpora, sound and words
+
+
+def test_a_corpus_may_have_a_stride_of_its_own(manifest):
+    rows = Manifest([replace(video, corpus="a" if row < 2 else "b") for row, video in enumerate(manifest)])
+    batch = next(Loader(Clips(rows, **CLIP, strides={"b": 3}), 7, shuffle=False).once())
+    gaps = [set(numpy.diff(frame_numbers(clip)).tolist()) for clip in batch["video"][0]]
+    assert gaps == [{2}, {2}] + [{3}] * 5
+    with pytest.raises(TubeletError, match="names 'c', which is no corpus"):
+        Clips(rows, **CLIP, strides={"c": 3})
+    with pytest.raises(TubeletError, match="stride of 'b' must be at least 1"):
+        Clips(rows, **CLIP, strides={"b": 0})
+
+
+SOUND = {**CLIP, "reference_fps": 30.0, "audio_rate": 8000}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    loud, silent = make_video(folder / "loud.mp4", 60, sound=True), make_video(folder / "silent.mp4", 60)
+    return Manifest([Video(loud, extra={"caption": "a tone, rising"}), Video(silent)])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sound_is_that_of_the_seconds_of_the_clip(films, workers):
+    clips = Clips(films, **SOUND, views=2)
+    for batch in take(Loader(clips, 4, workers=workers), 2):
+        for view in range(2):
+            assert batch["audio"][view].shape == (4, round(8000 * 4 * 2 / 30))
+            for row, times, wave in zip(batch["id"], batch["times"][view], batch["audio"][view], strict=True):
+                if row == 1:
+                    assert not wave.any()
+                    continue
+                heard = audio.waveform(films[0].path, float(times[0]) - 0.5 / 30, 4 * 2 / 30, 8000)
+                assert heard.any() and torch.equal(wave, heard)
+        assert batch["audio_present"].tolist() == [row == 0 for row in batch["id"].tolist()]
+
+
+def test_words_come_along(films):
+    (batch,) = take(Loader(Clips(films, **CLIP, captions="caption", repeats=2), 4, shuffle=False), 1)
+    assert batch["text"] == [["a tone, rising"] * 2 + [""] * 2]
+    assert to_device(batch, "cpu")["text"] == batch["text"]
+    with pytest.raises(TubeletError, match=r"no column 'captoin'.*did you mean 'caption'"):
+        Clips(films, **CLIP, captions="captoin")
+
+
+@pytest.mark.parametrize("options", [{"reference_fps": 0.0}, {"sampling": "segments"}])
+def test_sound_needs_clips_that_last_equally_long(films, options):
+    with pytest.raises(TubeletError, match="audio_rate needs clips that all last equally long"):
+        Clips(films, **{**SOUND, **options})
+
+
+def test_torchcodec_reads_where_it_is_chosen(films, monkeypatch):
+    monkeypatch.setattr(torchcodec, "chosen", lambda reader, places, side: {"auto": "torchcodec"}.get(reader, reader))
+    monkeypatch.setattr(torchcodec, "read", lambda *arguments: read.read(*arguments).fill_(7))
+    clips = Clips(films, **CLIP, reader="auto")
+    assert clips.choose_reader(before="pyav") == clips.reader == "pyav"
+    clips = Clips(films, **CLIP, reader="auto")
+    assert clips.choose_reader() == clips.reader == clips.for_testing().reader == "torchcodec"
+    (batch,) = take(Loader(clips, 2), 1)
+    assert (batch["video"][0] == 7).all()

@@ -203,10 +203,10 @@ class Listed:
     """As much of `Clips` as the loader's arithmetic needs, without a list of a million videos."""
 
     def __init__(self, videos: int, repeats: int) -> None:
-        self.videos, self.repeats = videos, repeats
+        self.manifest, self.repeats, self.seed, self.weights = range(videos), repeats, 0, None
 
     def __len__(self) -> int:
-        return self.videos
+        return len(self.manifest)
 
 
 def plan(made: recipe.Recipe, videos: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import torch
 
 from tubelet import recipe
 from tubelet.checkpoint import load_backbone
+from tubelet.data import torchcodec
 from tubelet.data.listing import Manifest, Video, read_manifest, train_and_test, train_and_validation, write_manifest
 from tubelet.methods.supervised import Supervised
 from tubelet.train import run
@@ -154,6 +155,17 @@ def test_sigterm_to_the_whole_group_saves_and_says_how_to_go_on(corpus, tmp_path
     assert "Traceback" not in said
     assert "the same command goes on from there" in said
     assert (out / "checkpoint.pt").exists()
+
+
+def test_a_run_keeps_the_reader_that_was_measured_at_its_start(corpus, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(torchcodec, "chosen", lambda reader, *rest: said.append(reader) or reader.replace("auto", "pyav"))
+    made = load(corpus, "--data.reader", "auto")
+    run.train(made, tmp_path / "run")
+    assert made.data["reader"] == "pyav" and said == ["auto"]
+    assert "reader: pyav" in (tmp_path / "run/recipe.yaml").read_text()
+    run.train(load(corpus, "--data.reader", "auto"), tmp_path / "run")
+    assert said == ["auto", "pyav"]
 
 
 def test_a_learner_that_needs_what_the_data_has_not_is_refused(corpus):

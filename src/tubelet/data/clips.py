@@ -11,8 +11,9 @@ from numpy.random import Generator
 from torch import Tensor
 
 from tubelet import draws, registry
-from tubelet.data import read, sample, transform
+from tubelet.data import audio, read, sample, torchcodec, transform
 from tubelet.data.augment import RandAugment
+from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Manifest, Video
 from tubelet.types import TubeletError
 
@@ -27,6 +28,8 @@ class Taken(NamedTuple):
     """For each repeat, for each view: T C H W uint8."""
     times: list[list[numpy.ndarray]]
     """Likewise: T seconds."""
+    sound: list[list[Tensor | None]]
+    """Likewise, where sound is asked for: S float32; None where a file has none."""
 
 
 class Clips:
@@ -59,6 +62,12 @@ class Clips:
             between those that the backbone sees; a clip then has frames x density of them.
         weights: how much of the training comes from each corpus, by the names in the manifest's column `corpus`; None =
             as many videos as there are of each. An epoch keeps its length.
+        strides: the stride of each corpus that has one of its own (in V2's hybrid pre-training: 2 for
+            Something-Something, 4 for the others).
+        audio_rate: samples a second of the sound of each clip's seconds, mixed to one channel; 0 = no sound.
+        captions: column of the manifest whose words come along; None = no text.
+        reader: "pyav", "torchcodec" (which has to be installed), or, for a run, "auto": the faster one on a few of its
+            files, measured when it is started first. Their pixels differ a little where pictures are shrunk.
         clips: how many clips a grid takes along time.
         crops: how many squares a grid takes along the long side.
         segments: a grid takes its clips in segments; what is trained in segments is tested so in any case.
@@ -86,6 +95,10 @@ class Clips:
         repeats: int = 1,
         density: int = 1,
         weights: dict[str, float] | None = None,
+        strides: dict[str, int] | None = None,
+        audio_rate: int = 0,
+        captions: str | None = None,
+        reader: Literal["pyav", "torchcodec", "auto"] = "pyav",
         clips: int = 1,
         crops: int = 1,
         segments: bool = False,
@@ -98,7 +111,10 @@ class Clips:
         self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
         self.grid = (clips, crops)
         self.views = clips * crops if sampling == "grid" and min(self.grid) > 0 else views
-        self.repeats, self.density, self.weights = repeats, density, weights
+        self.repeats, self.density = repeats, density
+        self.weights, self.strides = weights, strides or {}
+        self.audio_rate, self.captions = audio_rate, captions
+        self.reader: torchcodec.Reader = reader
         self.seed = seed
         self.in_segments = segments or sampling == "segments"
         self.randaugment = RandAugment.parse(randaugment) if randaugment is not None else None
@@ -129,6 +145,48 @@ class Clips:
         if self.crop == "grid" and self.sampling != "grid":
             raise TubeletError(f"crop 'grid' needs sampling 'grid'; with {self.sampling!r} take 'center'")
 
+        self._check_corpora()
+        self._check_modalities()
+
+    def _check_corpora(self) -> None:
+        known = {video.corpus for video in self.manifest.videos if video.corpus is not None} if self.strides else set()
+        for name, stride in self.strides.items():
+            if name not in known:
+                raise TubeletError(f"data.strides names {name!r}, which is no corpus{registry.nearest(name, known)}")
+            if stride < 1:
+                raise TubeletError(f"data.strides: the stride of {name!r} must be at least 1, not {stride}")
+
+    def _check_modalities(self) -> None:
+        if self.captions is not None:
+            columns = {name for video in self.manifest.videos for name in video.extra}
+            if self.captions not in columns:
+                where = self.manifest.source or "the manifest"
+                known = registry.nearest(self.captions, columns) if columns else ": it has none of its own"
+                raise TubeletError(f"data.captions: {where} has no column {self.captions!r}{known}")
+        if self.audio_rate < 0:
+            raise TubeletError(f"audio_rate must be 0 (no sound) or more, not {self.audio_rate}")
+        if self.audio_rate and (self.in_segments or self.strides or not self.reference_fps):
+            raise TubeletError(
+                "audio_rate needs clips that all last equally long: a reference_fps above 0, no data.strides, and a "
+                "sampling other than 'segments'"
+            )
+
+    @property
+    def samples(self) -> int:
+        """Of the sound of a clip."""
+        return round(self.audio_rate * self.frames * self.stride / self.reference_fps) if self.audio_rate else 0
+
+    def choose_reader(self, before: torchcodec.Reader | None = None) -> torchcodec.Chosen:
+        """Settles what the reader "auto" means: what it meant ``before``, in the part of the run that there is, or now.
+
+        Raises:
+            TubeletError: torchcodec is asked for and cannot be used.
+        """
+        asked = before if self.reader == "auto" and before is not None else self.reader
+        chosen = torchcodec.chosen(asked, [video.path for video in self.manifest.videos], self._decode_side)
+        self.reader = chosen
+        return chosen
+
     def for_testing(self, manifest: Manifest | None = None, clips: int = 1, crops: int = 1) -> Clips:
         """The same shape of clip from fixed places of `manifest` (or of this one): clips x crops views.
 
@@ -136,7 +194,7 @@ class Clips:
         """
         return Clips(
             self.manifest if manifest is None else manifest, **self.clip, sampling="grid", crop="grid",
-            flip=False, clips=clips, crops=crops, seed=self.seed,
+            flip=False, clips=clips, crops=crops, reader=self.reader, seed=self.seed,
         )  # fmt: skip
 
     @property
@@ -168,22 +226,40 @@ class Clips:
             UnreadableVideo: its file gives no frame.
         """
         video = self.manifest[row]
-        info = read.probe(video.path)
+        info = read.probe(video.path, video.fps)
         start_s, duration_s = _span(video, info)
-        gap_s = sample.step_s(self.stride, self.reference_fps, info.fps)
+        stride = self.strides.get(video.corpus, self.stride) if video.corpus is not None else self.stride
+        gap_s = sample.step_s(stride, self.reference_fps, info.fps)
         key = (self.seed, epoch, row if place is None else place)
         streams = [
             [draws.generator(*key, repeat, view, "clip") for view in range(self._reads)] for repeat in range(repeats)
         ]
         times = [start_s + t for views in streams for t in self._times(duration_s, info.fps, gap_s, views)]
-        pixels = read.read(video.path, numpy.concatenate(times), self._decode_side).split(self.frames * self.density)
-        clips, kept = [], []
+        pixels = self._pixels(video, numpy.concatenate(times)).split(self.frames * self.density)
+        sound = [self._sound(video, info, t) for t in times] if self.audio_rate else []
+        clips, kept, heard = [], [], []
         for repeat, views in enumerate(streams):
             mine = slice(repeat * self._reads, (repeat + 1) * self._reads)
             decoded = zip(pixels[mine], views, strict=True)
             clips.append([square for clip, stream in decoded for square in self._crop(clip, stream)])
             kept.append([t for t in times[mine] for _ in range(self.views // self._reads)])
-        return Taken(clips, kept)
+            heard.append([wave for wave in sound[mine] for _ in range(self.views // self._reads)])
+        return Taken(clips, kept, heard)
+
+    def _pixels(self, video: Video, times_s: numpy.ndarray) -> Tensor:
+        if self.reader == "torchcodec":
+            return torchcodec.read(video.path, times_s, self._decode_side)
+        return read.read(video.path, times_s, self._decode_side, video.fps)
+
+    def _sound(self, video: Video, info: VideoInfo, times_s: numpy.ndarray) -> Tensor | None:
+        """The sound from when the first frame of a clip is shown, of the length of all clips; None = there is none."""
+        first_s = float(times_s[0]) - 0.5 / info.fps  # times are the middles of frames
+        seconds = self.samples / self.audio_rate
+        return audio.waveform(video.path, first_s, seconds, self.audio_rate, origin_s=info.start_s)
+
+    def caption(self, row: int) -> str:
+        """The words of a row; none where it has none."""
+        return self.manifest[row].extra.get(self.captions or "", "")
 
     @property
     def _reads(self) -> int:
@@ -224,10 +300,10 @@ class Clips:
         return math.ceil(self.size / share)
 
 
-def _span(video: Video, info: read.VideoInfo) -> tuple[float, float]:
+def _span(video: Video, info: VideoInfo) -> tuple[float, float]:
     """Start and duration of the part of the file that a row means; it starts with a whole frame."""
     first = math.floor((video.start_s or 0.0) * info.fps + 1e-6) / info.fps
     end = info.duration_s if video.end_s is None else min(video.end_s, info.duration_s)
     if end <= first:
-        raise read.UnreadableVideo(video.path, f"a span from {first:g} s, but it ends at {end:g} s")
+        raise UnreadableVideo(video.path, f"a span from {first:g} s, but it ends at {end:g} s")
     return first, end - first

@@ -148,10 +148,12 @@ class Loader:
         finally:
             results.close()
 
-    def _rows(self, repeats: int) -> list[tuple[tuple[int, ...], type[numpy.generic]]]:
-        """Shape and type of what one slot takes, for each view."""
+    def _rows(self, repeats: int) -> list[_Row]:
+        """What one slot takes: the pictures of each view, then the sound of each."""
         clips = self.clips
-        return [((repeats, clips.frames * clips.density, clips.size, clips.size, 3), numpy.uint8)] * clips.views
+        pictures = _Row((repeats, clips.frames * clips.density, clips.size, clips.size, 3), numpy.uint8)
+        sound = [_Row((repeats, clips.samples), numpy.float32)] if clips.audio_rate else []
+        return [pictures] * clips.views + sound * clips.views
 
     def _wait_for(
         self, results: Iterator[tuple[_Task, _Result]], sizes: list[int]
@@ -196,7 +198,7 @@ class Loader:
         keys = [draws.key(clips.seed, t.slot.epoch, t.slot.id, r) for t, _ in group for r in range(slot.repeats)]
         ids = torch.tensor(rows).repeat_interleave(slot.repeats)  # B
         here = slice(first, first + len(group))
-        return Batch(
+        batch = Batch(
             video=[ring[here].flatten(0, 1).permute(0, 4, 1, 2, 3) for ring in rings[: clips.views]],  # B C T H W
             times=[
                 torch.from_numpy(numpy.stack([views[view] for video in times for views in video]))
@@ -207,6 +209,13 @@ class Loader:
             key=torch.tensor(keys),
             readable=torch.tensor(readable).repeat_interleave(slot.repeats),
         )
+        if clips.audio_rate:
+            batch["audio"] = [ring[here].flatten(0, 1).clone() for ring in rings[clips.views :]]  # B S
+            present = [isinstance(result, _Read) and result.heard for _, result in group]
+            batch["audio_present"] = torch.tensor(present).repeat_interleave(slot.repeats)
+        if clips.captions is not None:
+            batch["text"] = [[clips.caption(row) for row in ids.tolist()]] * clips.views
+        return batch
 
     def _insist_on_one(self, task: _Task) -> None:
         if task.slot.substitute:
@@ -216,6 +225,11 @@ class Loader:
                 f"{self.clips.manifest.source or 'the manifest'}: none of {tried} videos could be read, such as "
                 f"{path}: {reason}; `tubelet data check` lists what is readable, and why the rest is not"
             )
+
+
+class _Row(NamedTuple):
+    shape: tuple[int, ...]
+    kind: type[numpy.generic]
 
 
 class _Task(NamedTuple):
@@ -230,6 +244,8 @@ class _Read(NamedTuple):
     """What a worker answers when the pixels are in the ring."""
 
     times: list[list[numpy.ndarray]]
+    heard: bool
+    """Whether there was sound."""
 
 
 class _Unreadable(NamedTuple):
@@ -247,9 +263,12 @@ def _fill(clips: Clips, rings: list[Ring], task: _Task) -> _Read | _Unreadable:
     except UnreadableVideo as error:
         return _Unreadable(str(error.path), error.reason)
     for repeat, views in enumerate(taken.clips):
-        for ring, clip in zip(rings, views, strict=True):
+        for ring, clip in zip(rings, views, strict=False):
             ring.array[task.place, repeat] = clip.permute(0, 2, 3, 1).numpy()  # T H W C
-    return _Read(taken.times)
+    for repeat, waves in enumerate(taken.sound):
+        for ring, wave in zip(rings[clips.views :], waves, strict=False):
+            ring.array[task.place, repeat] = 0 if wave is None else wave.numpy()
+    return _Read(taken.times, any(wave is not None for waves in taken.sound for wave in waves))
 
 
 def _handed_over(batch: Batch, device: torch.device | str | None) -> Batch:

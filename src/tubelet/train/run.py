@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ class Recipe(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def data(self) -> Mapping[str, Any]: ...
+    def data(self) -> MutableMapping[str, Any]: ...
     @property
     def backbone(self) -> Mapping[str, Any]: ...
     @property
@@ -59,6 +59,7 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
     learner = make_learner(recipe, clips.manifest)
     check(learner, clips)
     check_mixing(recipe)
+    settle_reader(recipe, clips, out)
     claim(recipe, out)
     about: dict[str, Any] = {"learner": {key: value for key, value in recipe.learner.items() if key != "init"}}
     if learner.needs_labels:
@@ -83,6 +84,19 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
         loss=fitted.loss, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )  # fmt: skip
     return fitted
+
+
+def settle_reader(recipe: Recipe, clips: Clips, out: Path) -> None:
+    """Writes into the recipe which reader it means by "auto": measured once, by the first process, and kept by the run.
+
+    Another reader would shrink pictures a little differently, and a resumed run would not be the same.
+    """
+    before = None
+    if (out / "recipe.yaml").exists():
+        written = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
+        before = (written.get("data") or {}).get("reader")
+    reader = dist.gather(clips.choose_reader(before) if dist.is_main() else clips.reader)[0]
+    clips.reader = recipe.data["reader"] = reader
 
 
 def claim(recipe: Recipe, out: Path) -> None:
@@ -215,9 +229,12 @@ def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
 
 def check(learner: Learner, clips: Clips) -> None:
     """Finds out before the first decode whether learner, backbone and clips fit together."""
-    missing = sorted(set(learner.modalities) - {"video"})
-    if missing:
-        raise TubeletError(f"{type(learner).__name__} needs {', '.join(missing)}, and the loader delivers video alone")
+    delivered = {"video": True, "audio": clips.audio_rate > 0, "text": clips.captions is not None}
+    remedies = {"audio": "data.audio_rate, such as 16000", "text": "data.captions to the column with the words"}
+    for modality in learner.modalities:
+        if not delivered.get(modality):
+            remedy = f": set {remedies[modality]}" if modality in remedies else ", which no loader delivers"
+            raise TubeletError(f"{type(learner).__name__} needs {modality}{remedy}")
     if clips.views != learner.views:
         raise TubeletError(
             f"{type(learner).__name__} needs {learner.views} views of each video: set data.views to {learner.views}"
