@@ -6,8 +6,11 @@ by side. `read.py` says what times mean and which reader a place needs.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +22,12 @@ from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
 from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.packets import Doubt, Packets
 from tubelet.data.storage import Place, opened
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -32,6 +37,12 @@ PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition
 """Streams that FFmpeg calls video and that are covers, thumbnails or photographs."""
 
 NOT_VIDEO_CODECS = {"ansi", "bintext", "xbin", "idf"}  # text drawn as pictures
+KNOW_WHAT_REFERS = {"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"}
+"""Decoders that can be told to leave out pictures that no other refers to."""
+
+PROGRESSIVE = (0, 1)
+"""Orders of fields, unknown or none: otherwise the two fields of a picture may come in packets of their own."""
+
 FALLBACK_FPS = 25.0
 UNINDEXED_JUMP_S = 5.0
 """Without an index nobody knows where the next key frame is: a gap longer than this is worth a seek."""
@@ -74,8 +85,7 @@ def read(
         paint = _Painter(player.shown.picture, short_side)
         clip = numpy.empty((len(times_s), *paint.shape), dtype=numpy.uint8)  # T H W C
         painted, row_painted = None, -1
-        for row in order:
-            shown = player.at(float(times_s[row]))
+        for row, shown in zip(order, player.play(times_s[order].tolist()), strict=True):
             if shown is painted:
                 clip[row] = clip[row_painted]
             else:
@@ -92,9 +102,9 @@ def check(path: Place, info: VideoInfo, file: Callable[[], BinaryIO] | None = No
     """
     middle_s = info.duration_s / 2
     with _Player(path, file) as player:
-        last = player.at(middle_s)
+        (last,) = player.play([middle_s])
         end_s = (last.start - player.origin + (last.picture.duration or 0)) * player.tick_s
-        if player.coming is None and end_s + 2 / player.fps < middle_s:
+        if player.is_at_the_end and end_s + 2 / player.fps < middle_s:
             raise UnreadableVideo(path, f"it breaks off after {end_s:.1f} of {info.duration_s:.1f} seconds")
         _Painter(last.picture, short_side=32)(last.picture)
 
@@ -137,12 +147,12 @@ class _Shown:
 class _Player:
     """An open video, played forward from its first frame; it jumps to key frames where that saves decoding.
 
-    `shown` is the picture on display and `coming` the one after it (None at the end of the file).
+    `shown` is the picture on display and `coming` one that was decoded and comes later.
     """
 
     def __init__(self, path: Place, file: Callable[[], BinaryIO] | None) -> None:
         self.path, self.file = path, file
-        self.seekable = True
+        self.seekable = self.trusting = True
         self._rewind()
         self.origin = self.shown.start
         # Times are compared with a little mercy, since they and the file's own stamps were rounded: one tick
@@ -157,14 +167,29 @@ class _Player:
     ) -> None:
         self._close()
 
-    def at(self, time_s: float) -> _Shown:
-        """The picture on display at `time_s`; calls come with rising times."""
-        target = self.origin + time_s / self.tick_s + self.mercy
-        if self.coming is not None and self.seekable and self._is_far(target):
-            self._jump(target)
-        while self.coming is not None and self.coming.start <= target:
-            self.shown, self.coming = self.coming, next(self.pictures, None)
-        return self.shown
+    def play(self, times_s: Iterable[float]) -> Iterator[_Shown]:
+        """The pictures on display at `times_s`, which rise."""
+        moments = deque(self.origin + max(0.0, time_s) / self.tick_s + self.mercy for time_s in times_s)
+        here = self.origin
+        while moments:
+            try:
+                run = self._until_a_jump(moments)
+                if self._is_far(here, run[0]):
+                    self._jump(run)
+                self.packets.want(run)
+                for moment in run:
+                    self._go_to(moment)
+                    here = moments.popleft()
+                    yield self.shown
+            except Doubt:
+                self.trusting = False
+                self._rewind()
+                here = self.origin
+
+    @property
+    def is_at_the_end(self) -> bool:
+        """Whether the file has nothing after `shown`."""
+        return self.packets.ended and self.coming is None and not self.packets.is_after(self.shown.start)
 
     def duration_s(self) -> float:
         """From the header, or, where that is silent (live recordings), by reading every packet."""
@@ -176,51 +201,85 @@ class _Player:
             ticks = self._last_packet_end() - self.origin
         return max(float(ticks * self.tick_s), 1 / self.fps)
 
-    def _is_far(self, target: float) -> bool:
-        """Whether a key frame lies between here and there."""
-        assert self.coming is not None
-        index = self.stream.index_entries
-        row = index.search_timestamp(int(target))
-        if 0 <= row < len(index) - 1 or (row >= 0 and index[row].timestamp > self.coming.start):
-            return index[row].timestamp > self.coming.start
-        return (target - self.coming.start) * self.tick_s > UNINDEXED_JUMP_S
+    def _until_a_jump(self, moments: deque[float]) -> list[float]:
+        """The first of `moments` and those for which one plays on from there."""
+        run = [moments[0]]
+        for moment in itertools.islice(moments, 1, None):
+            if self._is_far(run[-1], moment):
+                break
+            run.append(moment)
+        return run
 
-    def _jump(self, target: float) -> None:
-        """Goes to a key frame not later than `target`; where the file misleads, plays from the start."""
+    def _is_far(self, here: float, moment: float) -> bool:
+        """Whether one can jump to a key frame that lies between."""
+        if not self.seekable:
+            return False
+        index = self.stream.index_entries
+        row = index.search_timestamp(int(moment - self.delay))
+        if 0 <= row < len(index) - 1 or (row >= 0 and index[row].timestamp > here):
+            return index[row].timestamp > here
+        return (moment - here) * self.tick_s > UNINDEXED_JUMP_S
+
+    def _go_to(self, moment: float) -> None:
+        """Plays on until `shown` is what is on display then."""
+        while (answer := self.packets.answer(moment)) != self.shown.start:
+            if self.coming is None:
+                self.coming = next(self.pictures, None)
+            if self.coming is None or self.coming.start > moment:
+                if answer is not None:  # it did not come out of the decoder
+                    self.packets.doubt()
+                return
+            self.shown, self.coming = self.coming, None
+        if self.shown.picture.interlaced_frame or self.shown.picture.is_corrupt:
+            self.packets.doubt()
+
+    def _jump(self, run: list[float]) -> None:
+        """Goes to a key frame not later than `run` starts; where the file misleads, plays from the start."""
         for back_s in (0, 3, 15):
             try:
-                ticks = max(self.origin, int(target - back_s / self.tick_s))
+                ticks = max(self.origin, int(run[0] - self.delay - back_s / self.tick_s))
                 self.container.seek(ticks, stream=self.stream, backward=True)
             except av.FFmpegError:
                 break
-            self.pictures = self._decode()
+            self._play_from_here()
+            self.packets.want(run)
+            first = self.packets.first
+            if first is not None and first.pts is not None and first.pts > run[0]:
+                continue
             # Pictures before the first key frame refer to ones that were not decoded.
             shown = next((s for s in self.pictures if s.picture.key_frame), None)
-            if shown is not None and shown.picture.pts is not None and shown.start <= target:
-                self.shown, self.coming = shown, next(self.pictures, None)
+            if shown is not None and shown.picture.pts is not None and shown.start <= run[0]:
+                self.shown = shown
                 return
         self.seekable = False
         self._close()
         self._rewind()
 
     def _rewind(self) -> None:
-        """Opens the file and decodes its first two pictures."""
+        """Opens the file and decodes its first picture."""
         self.container, self.source = _open(self.path, self.file)
         try:
             self.stream = _video_stream(self.container, self.path)
             self.tick_s = float(self.stream.time_base or 1 / FALLBACK_FPS)
             self.fps = _rate(self.stream)
-            # AVI numbers frames as they are stored, which with B-frames is not the order of display.
             codec = self.stream.codec_context
+            # AVI numbers frames as they are stored, which with B-frames is not the order of display.
             self.in_order_of_storage = self.container.format.name == "avi" and bool(codec.has_b_frames)
-            self.pictures = self._decode()
+            self.trusting &= not self.in_order_of_storage and codec.field_order in PROGRESSIVE
+            # How much earlier than displayed a picture may be decoded: files are searched by either time.
+            self.delay = codec.reorder_depth / self.fps / self.tick_s
+            self._play_from_here()
             shown = next(self.pictures, None)
             if shown is None:
                 raise UnreadableVideo(self.path, "none of its frames can be decoded (damaged or cut short)")
-            self.shown, self.coming = shown, next(self.pictures, None)
+            self.shown = shown
         except BaseException:
             self._close()
             raise
+
+    def _play_from_here(self) -> None:
+        self.packets = Packets(self._demux(), self.trusting)
+        self.pictures, self.coming = self._decode(), None
 
     def _close(self) -> None:
         self.container.close()
@@ -234,28 +293,34 @@ class _Player:
             stamp = None if self.in_order_of_storage else picture.pts
             if stamp is None:  # then frames are counted, from the start
                 self.seekable = False
+                self.packets.doubt()
                 stamp = 0 if start is None else round(start + step)
             start = stamp if start is None else max(start, stamp)
             yield _Shown(start, picture)
 
     def _decode_packets(self) -> Iterator[VideoFrame]:
+        codec = self.stream.codec_context
+        for packet, wanted in self.packets:
+            codec.skip_frame = "DEFAULT" if wanted or codec.name not in KNOW_WHAT_REFERS else "NONREF"
+            try:
+                yield from codec.decode(packet)
+            except av.FFmpegError:
+                self.packets.doubt()
+        with suppress(av.FFmpegError):
+            yield from codec.decode(None)  # what the decoder still holds
+
+    def _demux(self) -> Iterator[Packet]:
         packets = self.container.demux(self.stream)
         while True:
             try:
                 packet = next(packets, None)
-            except av.FFmpegError:  # the file breaks off here: give what the decoder still holds
-                packet = None
+            except av.FFmpegError:  # the file breaks off here
+                return
             except OSError as error:  # the file is well, its place is not
                 raise UnreadableVideo(self.path, _words(error)) from None
-            try:
-                yield from self.stream.codec_context.decode(packet)
-            except av.EOFError:
+            if packet is None or (packet.size == 0 and packet.dts is None):
                 return
-            except av.FFmpegError:
-                if packet is not None:
-                    continue
-            if packet is None:
-                return
+            yield packet
 
     def _last_packet_end(self) -> float:
         end = self.origin
