@@ -14,8 +14,9 @@ import torch
 from moving import CLIP
 from tubelet import checkpoint, draws, registry
 from tubelet.data.clips import Clips
+from tubelet.data.device import to_device
 from tubelet.data.listing import read_manifest
-from tubelet.data.loader import Loader, to_device
+from tubelet.data.loader import Loader
 from tubelet.learner import Backbone, Learner
 from tubelet.log import read_metrics
 from tubelet.tasks.protocol import Protocol

@@ -15,8 +15,9 @@ import torch
 from tubelet import draws
 from tubelet.data import audio, augment, read, torchcodec, transform
 from tubelet.data.clips import Clips
+from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest, Video
-from tubelet.data.loader import Loader, to_device
+from tubelet.data.loader import Loader
 from tubelet.types import TubeletError
 from videos import make_video
 
@@ -416,11 +417,11 @@ def test_large_pictures_are_decoded_small(tmp_path, monkeypatch):
     rows = Manifest([Video(tmp_path / "large.mp4")])
     sides = []
 
-    def cut(clip, *box):
+    def cut(clip, box):
         sides.append(clip.shape[-2])
         return clip[..., :24, :24]
 
-    monkeypatch.setattr(transform, "_cut", cut)
+    monkeypatch.setattr(transform, "cut", cut)
     for crop in ("resized", "multiscale"):
         next(Loader(Clips(rows, **CLIP, crop=crop, flip=False), 1).once())
     assert sides == [34, 37]  # 24 / sqrt(.5), 24 / .66
@@ -463,10 +464,10 @@ def test_dense_clips_hold_the_clip_and_the_frames_between(manifest):
     assert dense.clip == sparse.clip
     for row in range(VIDEOS):
         (one,), (two,) = sparse[row].clips[0], dense[row].clips[0]
-        assert two.shape == (8, 3, 24, 24)
-        assert torch.equal(two[::2], one)
+        assert two.pixels.shape == (8, 3, 24, 24)
+        assert torch.equal(two.pixels[::2], one.pixels)
         assert numpy.diff(dense[row].times[0][0]) == pytest.approx([0.1] * 7)
-    assert dense.for_testing()[0].clips[0][0].shape == (4, 3, 24, 24)
+    assert dense.for_testing()[0].clips[0][0].pixels.shape == (4, 3, 24, 24)
 
 
 def test_only_random_sampling_can_be_dense(manifest):
@@ -617,3 +618,18 @@ def test_torchcodec_reads_where_it_is_chosen(films, monkeypatch):
     assert clips.choose_reader() == clips.reader == clips.for_testing().reader == "torchcodec"
     (batch,) = take(Loader(clips, 2), 1)
     assert (batch["video"][0] == 7).all()
+
+
+@pytest.mark.parametrize("crop", ["resized", "multiscale", "center"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_crops_that_are_resized_on_the_device_are_the_same(manifest, crop, workers, broken):
+    options = {**CLIP, "size": 16, "crop": crop, "views": 2, "repeats": 2}
+    for rows in (manifest, broken):
+        plain = take(Loader(Clips(rows, **options), 10), 3)
+        found = take(Loader(Clips(rows, **options, resize_on="device"), 10, workers=workers), 3)
+        for one, other in zip(plain, found, strict=True):
+            assert_same(one, other)
+    long = {**options, "size": 8, "scale": (0.9, 1.0), "ratio": (2.5, 3.0)}  # too large to be sent as it is
+    plain = take(Loader(Clips(manifest, **long), 4), 2)
+    for one, other in zip(plain, take(Loader(Clips(manifest, **long, resize_on="device"), 4), 2), strict=True):
+        assert_same(one, other)

@@ -13,8 +13,9 @@ import torch
 from tubelet import dist
 from tubelet.checkpoint import load_backbone, read_about, write_atomically
 from tubelet.data.clips import Clips
+from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest, read_manifest
-from tubelet.data.loader import Loader, to_device
+from tubelet.data.loader import Loader
 from tubelet.log import warn
 from tubelet.train.parallel import autocast
 from tubelet.types import TubeletError

@@ -21,11 +21,24 @@ Sampling = Literal["random", "dense", "segments", "grid"]
 Crop = Literal["resized", "multiscale", "center", "grid"]
 
 
+class Piece(NamedTuple):
+    """A part of a clip that is a square, or is yet to be resized to one and perhaps mirrored."""
+
+    pixels: Tensor
+    """T C H W uint8."""
+    mirrored: bool = False
+
+    def square(self, size: int) -> Tensor:
+        """T C size size, uint8."""
+        square = transform.fit(self.pixels, size, size)
+        return transform.flip(square) if self.mirrored else square
+
+
 class Taken(NamedTuple):
     """What reading one video gave."""
 
-    clips: list[list[Tensor]]
-    """For each repeat, for each view: T C H W uint8."""
+    clips: list[list[Piece]]
+    """For each repeat, for each view."""
     times: list[list[numpy.ndarray]]
     """Likewise: T seconds."""
     sound: list[list[Tensor | None]]
@@ -64,6 +77,8 @@ class Clips:
             as many videos as there are of each. An epoch keeps its length.
         strides: the stride of each corpus that has one of its own (in V2's hybrid pre-training: 2 for
             Something-Something, 4 for the others).
+        resize_on: where random crops are resized: by the "worker" that decodes, or on the "device" that trains, which
+            takes work from the workers and sends larger pictures. On a CPU it is the same work, with the same result.
         audio_rate: samples a second of the sound of each clip's seconds, mixed to one channel; 0 = no sound.
         captions: column of the manifest whose words come along; None = no text.
         reader: "pyav", "torchcodec" (which has to be installed), or, for a run, "auto": the faster one on a few of its
@@ -96,6 +111,7 @@ class Clips:
         density: int = 1,
         weights: dict[str, float] | None = None,
         strides: dict[str, int] | None = None,
+        resize_on: Literal["worker", "device"] = "worker",
         audio_rate: int = 0,
         captions: str | None = None,
         reader: Literal["pyav", "torchcodec", "auto"] = "pyav",
@@ -113,6 +129,7 @@ class Clips:
         self.views = clips * crops if sampling == "grid" and min(self.grid) > 0 else views
         self.repeats, self.density = repeats, density
         self.weights, self.strides = weights, strides or {}
+        self.resize_on = resize_on
         self.audio_rate, self.captions = audio_rate, captions
         self.reader: torchcodec.Reader = reader
         self.seed = seed
@@ -277,19 +294,28 @@ class Clips:
         frames, gap_s = self.frames * self.density, gap_s / self.density
         return [draw(duration_s, fps, frames, gap_s, stream) for stream in streams]
 
-    def _crop(self, clip: Tensor, stream: Generator) -> list[Tensor]:
-        """The squares of a test grid, or one square at random."""
+    def _crop(self, clip: Tensor, stream: Generator) -> list[Piece]:
+        """The squares of a test grid, or one square at random, or the part of the picture that it is yet to be."""
         if self.sampling == "grid":
-            return transform.crops(clip, self.size, self.grid[1])
+            return [Piece(square) for square in transform.crops(clip, self.size, self.grid[1])]
         if self.randaugment is not None:
             clip = self.randaugment(clip, stream)
+        height, width = clip.shape[-2:]
         if self.crop == "resized":
-            clip = transform.random_resized_crop(clip, self.size, self.scale, self.ratio, stream)
+            part = transform.cut(clip, transform.random_resized_box(height, width, self.scale, self.ratio, stream))
         elif self.crop == "multiscale":
-            clip = transform.multi_scale_crop(clip, self.size, stream)
+            part = transform.cut(clip, transform.multi_scale_box(height, width, self.size, stream))
         else:
-            clip = transform.center_crop(clip, self.size)
-        return [transform.flip(clip) if self.flip and stream.random() < 0.5 else clip]
+            part = transform.center_crop(clip, self.size)
+        piece = Piece(part, self.flip and stream.random() < 0.5)
+        if self.resize_on == "device" and part.shape[-2] * part.shape[-1] <= self.largest_piece:
+            return [piece]
+        return [Piece(piece.square(self.size))]
+
+    @property
+    def largest_piece(self) -> int:
+        """Pixels of the largest piece that a worker hands over: pictures twice as long as high fit in whole."""
+        return 2 * self._decode_side**2 if self.resize_on == "device" else self.size**2
 
     @property
     def _decode_side(self) -> int:

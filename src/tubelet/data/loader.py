@@ -11,15 +11,16 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 
 from tubelet import draws
-from tubelet.data.clips import Clips
+from tubelet.data.clips import Clips, Piece
+from tubelet.data.device import copied, squares, to_device
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.order import SUBSTITUTES, Order, Slot, candidates
 from tubelet.data.ring import Ring
@@ -144,14 +145,14 @@ class Loader:
         results = read.map(tasks(), ahead=groups_ahead * most, again=self._again)
         try:
             while (group := self._wait_for(results, sizes)) is not None:
-                yield _handed_over(self._batch(group, rings), device)
+                yield self._batch(group, rings, device)
         finally:
             results.close()
 
     def _rows(self, repeats: int) -> list[_Row]:
         """What one slot takes: the pictures of each view, then the sound of each."""
         clips = self.clips
-        pictures = _Row((repeats, clips.frames * clips.density, clips.size, clips.size, 3), numpy.uint8)
+        pictures = _Row((repeats, clips.frames * clips.density * clips.largest_piece * 3), numpy.uint8)
         sound = [_Row((repeats, clips.samples), numpy.float32)] if clips.audio_rate else []
         return [pictures] * clips.views + sound * clips.views
 
@@ -183,8 +184,10 @@ class Loader:
         row = self._next_row(task.slot)
         return None if row is None or not task.slot.substitute else task._replace(row=row)
 
-    def _batch(self, group: list[tuple[_Task, _Result]], rings: list[Ring]) -> Batch:
-        """Samples side by side, in the memory of the rings."""
+    def _batch(
+        self, group: list[tuple[_Task, _Result]], rings: list[Ring], device: torch.device | str | None
+    ) -> Batch:
+        """Samples side by side, in memory of their own, on the device where there is one."""
         clips, (first, slot, _) = self.clips, group[0][0]
         readable = [isinstance(result, _Read) for _, result in group]
         for (task, _), good in zip(group, readable, strict=True):
@@ -199,7 +202,7 @@ class Loader:
         ids = torch.tensor(rows).repeat_interleave(slot.repeats)  # B
         here = slice(first, first + len(group))
         batch = Batch(
-            video=[ring[here].flatten(0, 1).permute(0, 4, 1, 2, 3) for ring in rings[: clips.views]],  # B C T H W
+            video=[self._video(group, view, rings[view], device) for view in range(clips.views)],
             times=[
                 torch.from_numpy(numpy.stack([views[view] for video in times for views in video]))
                 for view in range(clips.views)
@@ -215,7 +218,28 @@ class Loader:
             batch["audio_present"] = torch.tensor(present).repeat_interleave(slot.repeats)
         if clips.captions is not None:
             batch["text"] = [[clips.caption(row) for row in ids.tolist()]] * clips.views
-        return batch
+        return batch if device is None else to_device(batch, device)
+
+    def _video(
+        self, group: list[tuple[_Task, _Result]], view: int, ring: Ring, device: torch.device | str | None
+    ) -> Tensor:
+        """The clips of a view, out of the ring: B C T H W."""
+        clips = self.clips
+        frames, size = clips.frames * clips.density, clips.size
+        if clips.resize_on == "worker":
+            first, count = group[0][0].place, len(group)
+            rows = ring.array[first : first + count].reshape(-1, frames, size, size, 3)
+            if device is not None and torch.device(device).type == "cuda":
+                return copied(torch.from_numpy(rows), torch.device(device)).permute(0, 4, 1, 2, 3)  # B C T H W
+            return torch.from_numpy(numpy.ascontiguousarray(rows.transpose(0, 4, 1, 2, 3)))  # B C T H W
+        pieces = []
+        for task, result in group:
+            for repeat in range(task.slot.repeats):
+                cut = result.cuts[repeat][view] if isinstance(result, _Read) else _Cut(size, size, False)
+                pixels = ring.array[task.place, repeat, : frames * cut.height * cut.width * 3]
+                pixels = torch.from_numpy(pixels.reshape(frames, cut.height, cut.width, 3))
+                pieces.append(Piece(pixels.permute(0, 3, 1, 2), cut.mirrored))  # T C H W
+        return squares(pieces, size, torch.device(device or "cpu"))
 
     def _insist_on_one(self, task: _Task) -> None:
         if task.slot.substitute:
@@ -246,6 +270,16 @@ class _Read(NamedTuple):
     times: list[list[numpy.ndarray]]
     heard: bool
     """Whether there was sound."""
+    cuts: list[list[_Cut]]
+    """Of each repeat and view."""
+
+
+class _Cut(NamedTuple):
+    """What a clip in the ring is: its size, and whether it is yet to be mirrored."""
+
+    height: int
+    width: int
+    mirrored: bool
 
 
 class _Unreadable(NamedTuple):
@@ -263,54 +297,12 @@ def _fill(clips: Clips, rings: list[Ring], task: _Task) -> _Read | _Unreadable:
     except UnreadableVideo as error:
         return _Unreadable(str(error.path), error.reason)
     for repeat, views in enumerate(taken.clips):
-        for ring, clip in zip(rings, views, strict=False):
-            ring.array[task.place, repeat] = clip.permute(0, 2, 3, 1).numpy()  # T H W C
+        for ring, piece in zip(rings, views, strict=False):
+            pixels = piece.pixels.permute(0, 2, 3, 1).numpy()  # T H W C
+            ring.array[task.place, repeat, : pixels.size].reshape(pixels.shape)[:] = pixels
     for repeat, waves in enumerate(taken.sound):
         for ring, wave in zip(rings[clips.views :], waves, strict=False):
             ring.array[task.place, repeat] = 0 if wave is None else wave.numpy()
-    return _Read(taken.times, any(wave is not None for waves in taken.sound for wave in waves))
-
-
-def _handed_over(batch: Batch, device: torch.device | str | None) -> Batch:
-    """The batch in memory of its own, on the device where there is one."""
-    if device is not None:
-        return to_device(batch, device)
-    own: dict[str, Any] = dict(batch)
-    own["video"] = [torch.from_numpy(numpy.ascontiguousarray(v.numpy())) for v in batch["video"]]
-    return Batch(**own)
-
-
-def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on `device`, with clips as floats in [0, 1]: ``B C T H W``, contiguous."""
-    device = torch.device(device)
-    moved: dict[str, Any] = {}
-    for name, value in batch.items():
-        if isinstance(value, list):
-            moved[name] = [_moved(one, device) if isinstance(one, torch.Tensor) else one for one in value]
-        else:
-            moved[name] = _moved(value, device)  # type: ignore[arg-type]
-    moved["video"] = [
-        v.to(torch.float32, memory_format=torch.contiguous_format).div_(255) if v.dtype == torch.uint8 else v
-        for v in moved["video"]
-    ]
-    return Batch(**moved)
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on a GPU is complete when this returns, while earlier work of the GPU goes on: it has a stream of its own.
-
-    The memory that it comes from is about to be written over.
-    """
-    if device.type != "cuda" or tensor.device == device:
-        return tensor.to(device)
-    stream = _copies(device)
-    with torch.cuda.stream(stream):
-        moved = tensor.to(device, non_blocking=True)
-    stream.synchronize()
-    moved.record_stream(torch.cuda.current_stream(device))
-    return moved
-
-
-@lru_cache(maxsize=8)
-def _copies(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    heard = any(wave is not None for waves in taken.sound for wave in waves)
+    cuts = [[_Cut(*p.pixels.shape[-2:], mirrored=p.mirrored) for p in views] for views in taken.clips]
+    return _Read(taken.times, heard, cuts)

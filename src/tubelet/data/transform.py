@@ -8,6 +8,7 @@ that needs no resizing is a view of its source.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from numpy.random import Generator
@@ -15,27 +16,29 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
-"""Sides that `multi_scale_crop` tries, as shares of the short side of the picture."""
+"""Sides that `multi_scale_box` tries, as shares of the short side of the picture."""
 
 _TRIES = 10
 
 
-def random_resized_crop(
-    clip: Tensor, size: int, scale: tuple[float, float], ratio: tuple[float, float], draw: Generator
-) -> Tensor:
-    """A random part of the picture, resized to a square.
+class Box(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_resized_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], draw: Generator
+) -> Box:
+    """A random part of a picture of ``height`` x ``width``.
 
     The share of the area is uniform in ``scale``, the logarithm of width over height uniform in that of
     ``ratio`` (Szegedy et al. 2015). When ten draws do not fit, the largest central part of a permitted shape
     is taken.
-
-    Args:
-        clip: T C H W uint8.
-
-    Returns:
-        T C size size, uint8.
     """
-    height, width = clip.shape[-2:]
     for _ in range(_TRIES):
         area = height * width * draw.uniform(*scale)
         shape = math.exp(draw.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -43,27 +46,20 @@ def random_resized_crop(
         if 0 < crop_width <= width and 0 < crop_height <= height:
             top = int(draw.integers(height - crop_height + 1))
             left = int(draw.integers(width - crop_width + 1))
-            return _cut(clip, top, left, crop_height, crop_width, size)
+            return Box(top, left, crop_height, crop_width)
     shape = min(max(width / height, ratio[0]), ratio[1])
     crop_width = max(1, min(width, round(height * shape)))
     crop_height = max(1, min(height, round(width / shape)))
-    return _cut(clip, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width, size)
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
-def multi_scale_crop(clip: Tensor, size: int, draw: Generator) -> Tensor:
-    """A crop of one of four sizes at one of thirteen places, resized to a square (TSN; VideoMAE).
+def multi_scale_box(height: int, width: int, size: int, draw: Generator) -> Box:
+    """A part of one of four sizes at one of thirteen places of a picture of ``height`` x ``width`` (TSN; VideoMAE).
 
     Height and width are drawn among `MULTI_SCALES` of the short side, at most one step apart; the places are
     the four corners, the centre, the middles of the sides and the four points half-way between the corners
     and the centre.
-
-    Args:
-        clip: T C H W uint8.
-
-    Returns:
-        T C size size, uint8.
     """
-    height, width = clip.shape[-2:]
     sides = [max(1, int(min(height, width) * share)) for share in MULTI_SCALES]
     sides = [size if abs(side - size) < 3 and size <= min(height, width) else side for side in sides]
     shapes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
@@ -72,7 +68,7 @@ def multi_scale_crop(clip: Tensor, size: int, draw: Generator) -> Tensor:
     places = [*corners_and_middles, (1, 1), (1, 3), (3, 1), (3, 3)]
     row, column = places[int(draw.integers(len(places)))]
     top, left = row * ((height - crop_height) // 4), column * ((width - crop_width) // 4)
-    return _cut(clip, top, left, crop_height, crop_width, size)
+    return Box(top, left, crop_height, crop_width)
 
 
 def center_crop(clip: Tensor, size: int) -> Tensor:
@@ -104,7 +100,7 @@ def resize(clip: Tensor, short_side: int) -> Tensor:
     if min(height, width) == short_side:
         return clip
     share = short_side / min(height, width)
-    return _fit(clip, max(short_side, round(height * share)), max(short_side, round(width * share)))
+    return fit(clip, max(short_side, round(height * share)), max(short_side, round(width * share)))
 
 
 def flip(clip: Tensor) -> Tensor:
@@ -112,12 +108,13 @@ def flip(clip: Tensor) -> Tensor:
     return clip.flip(-1)
 
 
-def _cut(clip: Tensor, top: int, left: int, height: int, width: int, size: int) -> Tensor:
-    return _fit(clip[..., top : top + height, left : left + width], size, size)
+def cut(clip: Tensor, box: Box) -> Tensor:
+    """A part of the picture, in the same memory: T C height width."""
+    return clip[..., box.top : box.top + box.height, box.left : box.left + box.width]
 
 
-def _fit(clip: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear with antialiasing; a clip that fits already is handed back as it is."""
+def fit(clip: Tensor, height: int, width: int) -> Tensor:
+    """Resized: bilinear with antialiasing. A clip that fits already is handed back as it is."""
     if clip.shape[-2:] == (height, width):
         return clip
     clip = clip.contiguous(memory_format=torch.channels_last)

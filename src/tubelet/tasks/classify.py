@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tubelet import dist
+from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest
-from tubelet.data.loader import to_device
 from tubelet.methods.supervised import Supervised
 from tubelet.registry import register
 from tubelet.tasks.features import say_unreadable, views

@@ -18,8 +18,9 @@ from torch import Tensor
 from tubelet import dist
 from tubelet.checkpoint import weights_hash, write_atomically, write_json
 from tubelet.data.clips import Clips
+from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest
-from tubelet.data.loader import Loader, to_device
+from tubelet.data.loader import Loader
 from tubelet.learner import Backbone
 from tubelet.log import say, warn
 from tubelet.tasks.protocol import Protocol, labels_of
