@@ -43,6 +43,9 @@ KNOW_WHAT_REFERS = {"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"}
 PROGRESSIVE = (0, 1)
 """Orders of fields, unknown or none: otherwise the two fields of a picture may come in packets of their own."""
 
+INDEX_MISLEADS = {"mpeg", "mpegts"}
+"""Containers without an index, for which FFmpeg lists any packet it has seen as a key frame."""
+
 FALLBACK_FPS = 25.0
 UNINDEXED_JUMP_S = 5.0
 """Without an index nobody knows where the next key frame is: a gap longer than this is worth a seek."""
@@ -170,21 +173,22 @@ class _Player:
     def play(self, times_s: Iterable[float]) -> Iterator[_Shown]:
         """The pictures on display at `times_s`, which rise."""
         moments = deque(self.origin + max(0.0, time_s) / self.tick_s + self.mercy for time_s in times_s)
-        here = self.origin
+        at_the_start = True
         while moments:
             try:
                 run = self._until_a_jump(moments)
-                if self._is_far(here, run[0]):
-                    self._jump(run)
+                if not at_the_start or self._is_far(self.origin, run[0]):
+                    jumped = self._jump(run)
+                    run = run if jumped else list(moments)
                 self.packets.want(run)
                 for moment in run:
                     self._go_to(moment)
-                    here = moments.popleft()
+                    moments.popleft()
                     yield self.shown
+                at_the_start = False
             except Doubt:
-                self.trusting = False
+                self.trusting, at_the_start = False, True
                 self._rewind()
-                here = self.origin
 
     @property
     def is_at_the_end(self) -> bool:
@@ -214,10 +218,11 @@ class _Player:
         """Whether one can jump to a key frame that lies between."""
         if not self.seekable:
             return False
-        index = self.stream.index_entries
-        row = index.search_timestamp(int(moment - self.delay))
-        if 0 <= row < len(index) - 1 or (row >= 0 and index[row].timestamp > here):
-            return index[row].timestamp > here
+        if self.container.format.name not in INDEX_MISLEADS:
+            index = self.stream.index_entries
+            row = index.search_timestamp(int(moment - self.delay))
+            if 0 <= row < len(index) - 1 or (row >= 0 and index[row].timestamp > here):
+                return index[row].timestamp > here
         return (moment - here) * self.tick_s > UNINDEXED_JUMP_S
 
     def _go_to(self, moment: float) -> None:
@@ -233,8 +238,8 @@ class _Player:
         if self.shown.picture.interlaced_frame or self.shown.picture.is_corrupt:
             self.packets.doubt()
 
-    def _jump(self, run: list[float]) -> None:
-        """Goes to a key frame not later than `run` starts; where the file misleads, plays from the start."""
+    def _jump(self, run: list[float]) -> bool:
+        """Goes to a key frame not later than `run` starts; False where the file misleads, and is to play from its start."""
         for back_s in (0, 3, 15):
             try:
                 ticks = max(self.origin, int(run[0] - self.delay - back_s / self.tick_s))
@@ -250,10 +255,11 @@ class _Player:
             shown = next((s for s in self.pictures if s.picture.key_frame), None)
             if shown is not None and shown.picture.pts is not None and shown.start <= run[0]:
                 self.shown = shown
-                return
+                return True
         self.seekable = False
         self._close()
         self._rewind()
+        return False
 
     def _rewind(self) -> None:
         """Opens the file and decodes its first picture."""
@@ -300,8 +306,9 @@ class _Player:
 
     def _decode_packets(self) -> Iterator[VideoFrame]:
         codec = self.stream.codec_context
+        can_leave_out = codec.name in KNOW_WHAT_REFERS
         for packet, wanted in self.packets:
-            codec.skip_frame = "DEFAULT" if wanted or codec.name not in KNOW_WHAT_REFERS else "NONREF"
+            codec.skip_frame = "NONREF" if can_leave_out and not wanted else "DEFAULT"
             try:
                 yield from codec.decode(packet)
             except av.FFmpegError:

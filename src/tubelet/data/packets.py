@@ -8,7 +8,7 @@ come by, so a few packets of looking ahead settle what is on display then.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from math import inf
@@ -119,14 +119,12 @@ class Packets:
             return False
         self.ahead.append(packet)
         if self.trusted and not packet.is_discard:
-            start, decoded = packet.pts, packet.dts
-            if decoded is None:
-                decoded = self.reached
-            elif decoded <= self.reached:
-                start = None
-            if start is None or start < decoded or start in self.starts[-MOST_AHEAD:] or packet.is_corrupt:
+            start, decoded = packet.pts, self.reached if packet.dts is None else packet.dts
+            row = 0 if start is None else bisect_left(self.starts, start)
+            in_order = start is not None and self.reached <= decoded <= start
+            if start is None or not in_order or start in self.starts[row : row + 1] or packet.is_corrupt:
                 self.doubt()
             else:
-                insort(self.starts, start)
+                self.starts.insert(row, start)
                 self.reached = decoded
         return True
