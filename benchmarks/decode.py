@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import av
 import cv2  # type: ignore[import-not-found]
@@ -34,15 +34,16 @@ import peer
 import torch
 from numpy import ndarray
 
-from tubelet import cli
 from tubelet.data import read
 from tubelet.data.clips import Clips
-from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
+from tubelet.data.listing import Manifest, Video, read_manifest
 from tubelet.data.loader import Loader
+from tubelet.data.pack import Packing, pack
 
+Format = Literal["jpeg", "webp", "video", "raw"]
 FRAMES, STRIDE, SIZE, CLIPS = 16, 4, 224, 4
 PEER = "decord + PIL"
-FORMATS = ("jpeg", "webp", "video", "raw")
+FORMATS: tuple[Format, ...] = ("jpeg", "webp", "video", "raw")
 
 Frames = Callable[[Path, list[int]], ndarray]
 """From a file and numbers of frames to T H W C uint8."""
@@ -77,7 +78,7 @@ def main() -> None:
         for name, kind in kinds.items():
             footage.make_film(paths[name], kind)
         for name, path in {**paths, **{str(video): video for video in options.videos}}.items():
-            packs = {} if options.no_packs else pack(path, Path(temporary) / f"packs {len(results)}")
+            packs = {} if options.no_packs else packed(path, Path(temporary) / f"packed {len(results)}")
             asked = draw(path, options.rounds + 1)
             arms = {**whole_samples(path, packs, asked), **decoders(path, asked)}
             checked = {arm: exactness(arms[arm], path, painted=name in kinds) for arm in arms}
@@ -134,17 +135,12 @@ def show(name: str, rows: dict[str, dict[str, Any]]) -> None:
         print(f"{arm:30} {1000 * row['median_s']:9.1f}   {spread:19} {ratio:10.2f}x        {exact} {difference}")
 
 
-def pack(path: Path, folder: Path) -> dict[str, Manifest]:
+def packed(path: Path, folder: Path) -> dict[str, Manifest]:
     """The video as a shard of each format."""
-    folder.mkdir()
-    write_manifest(folder / "clips.csv", Manifest([Video(path.resolve())]))
-    packs = {}
-    for name in FORMATS:
-        out = folder / name
-        if cli.main(["data", "pack", str(folder / "clips.csv"), str(out), "--format", name]):
-            raise SystemExit(f"{path} cannot be packed as {name}")
-        packs[name] = read_manifest(out / "clips.csv")
-    return packs
+    film = Manifest([Video(path.resolve())])
+    return {
+        name: read_manifest(pack(film, folder / name, Packing(format=name), workers=0).manifest) for name in FORMATS
+    }
 
 
 def draw(path: Path, rounds: int) -> list[list[list[int]]]:

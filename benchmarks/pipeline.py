@@ -26,10 +26,12 @@ from processes import cpu_s, held
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from tubelet import cli, recipe
+from tubelet import recipe
 from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
 from tubelet.data.loader import Loader, to_device
+from tubelet.data.pack import Packing, pack
+from tubelet.data.storage import Place
 from tubelet.train.optim import adamw
 from tubelet.train.parallel import shared_cores
 from tubelet.train.run import make_clips, make_learner
@@ -59,7 +61,7 @@ def main() -> None:
         films = options.folder or Path(temporary)
         if options.rounds:
             plain = shoot(films / "plain", footage.KINDS["h264 340x256"], options.videos, 250)
-            packed = pack(plain, Path(temporary) / "packed")
+            packed = pack(read_manifest(plain), Path(temporary) / "packed", Packing(format="jpeg")).manifest
             results["throughput"] = throughput(plain, packed, options.workers, options.clips, options.rounds)
             results["waiting"] = waiting(plain, packed, options.workers, options.steps, options.rounds)
         if options.memory:
@@ -78,16 +80,10 @@ def shoot(folder: Path, kind: footage.Kind, count: int, frames: int) -> Path:
     return folder / "clips.csv"
 
 
-def pack(manifest: Path, out: Path) -> Path:
-    if cli.main(["data", "pack", str(manifest), str(out), "--format", "jpeg"]):
-        raise SystemExit(f"{manifest} cannot be packed")
-    return out / "clips.csv"
-
-
-def throughput(plain: Path, packed: Path, workers: list[int], clips: int, rounds: int) -> dict[str, dict[str, float]]:
+def throughput(plain: Path, packed: Place, workers: list[int], clips: int, rounds: int) -> dict[str, dict[str, float]]:
     """16 frames, 4 apart, multi-scale crop to 224, in batches of eight."""
 
-    def ours(manifest: Path, count: int, repeats: int = 1) -> Callable[[], Batches]:
+    def ours(manifest: Place, count: int, repeats: int = 1) -> Callable[[], Batches]:
         cut = Clips(
             read_manifest(manifest), frames=16, stride=4, reference_fps=0, size=224, crop="multiscale", flip=False,
             repeats=repeats,
@@ -120,7 +116,7 @@ def throughput(plain: Path, packed: Path, workers: list[int], clips: int, rounds
     return results
 
 
-def waiting(plain: Path, packed: Path, workers: list[int], steps: int, rounds: int) -> dict[str, dict[str, float]]:
+def waiting(plain: Path, packed: Place, workers: list[int], steps: int, rounds: int) -> dict[str, dict[str, float]]:
     """Which share of its time training by the recipe `tiny` stands still for the next batch."""
     tree = recipe.load("tiny", [f"--data.manifest={plain}"])
     films = read_manifest(plain)
@@ -128,7 +124,7 @@ def waiting(plain: Path, packed: Path, workers: list[int], steps: int, rounds: i
     optimiser = adamw(learner, "main", weight_decay=0.05, betas=(0.9, 0.95), layer_decay=1.0)
     batch, frames, stride, size = tree.train["batch"], *(tree.data[name] for name in ("frames", "stride", "size"))
 
-    def ours(manifest: Path, count: int) -> Callable[[], Batches]:
+    def ours(manifest: Place, count: int) -> Callable[[], Batches]:
         clips = make_clips(recipe.load("tiny", [f"--data.manifest={manifest}"]))
         return Loader(clips, batch, workers=count).batches
 
