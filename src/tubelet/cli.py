@@ -22,12 +22,17 @@ from tubelet.command import (
     number,
     option_rows,
     printed,
+    rate,
     signature,
     signed,
     usage_error,
     whole,
 )
+from tubelet.data import storage
 from tubelet.types import TubeletError
+
+FPS = argument("--fps", type=rate, metavar="X", help="pictures a second, where it is pictures (default: 30)")
+VIDEO = "a file, a folder or archive of pictures, a sample of a shard (shard.tar/KEY), or the URL of one"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +115,7 @@ def train(args: Namespace, dotted: list[str]) -> None:
     for section, key in (("data", "manifest"), ("backbone", "init"), ("learner", "init"), ("learner", "teacher")):
         options = getattr(chosen, section)  # a run is looked at from anywhere
         if options.get(key) is not None:
-            options[key] = str(Path(options[key]).resolve())
+            options[key] = str(storage.resolved(storage.place(options[key])))
     made = Path(args.recipe)
     out = args.out or (made if (made / "recipe.yaml").is_file() else Path("runs") / chosen.name)
     from tubelet import dist
@@ -119,7 +124,7 @@ def train(args: Namespace, dotted: list[str]) -> None:
     from tubelet.train import run
 
     asked = judges(
-        chosen.evaluate, Path(chosen.data["manifest"]), chosen.clip, out,
+        chosen.evaluate, storage.place(chosen.data["manifest"]), chosen.clip, out,
         variant=chosen.learner["name"], seed=chosen.seed, workers=chosen.train["workers"],
     )  # fmt: skip
     run.train(chosen, out, asked)
@@ -189,7 +194,7 @@ def _task_help(args: Namespace | None) -> str:
 @command(
     "evaluate", "tubelet evaluate runs/demo --tasks knn linear --baseline --seeds 0 1 2",
     argument("run", type=Path, metavar="RUN", help="folder of a run"),
-    argument("--manifest", type=Path, help="labelled videos (default: the run's own manifest)"),
+    argument("--manifest", type=storage.place, help="labelled videos (default: the run's own manifest)"),
     argument("--tasks", nargs="+", metavar="TASK", help="default: knn linear; of a classifier: what it is, as it is"),
     argument("--labels-per-class", type=whole, metavar="N", help="learn from that many videos of each class"),
     argument("--seeds", nargs="+", type=whole, default=[0], metavar="N", help="repeat with each of them (default: 0)"),
@@ -239,33 +244,36 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
 
 
 def _numbers(result: dict[str, Any]) -> list[str]:
+    from tubelet.tasks.protocol import counted
+
     low, high = result["interval"]
     spread = result.get("spread")
     return [
         f"{100 * result['top1']:.1f}", f"{100 * low:.1f} - {100 * high:.1f}", f"{100 * result['class_mean']:.1f}",
-        str(result["videos"]), f"{len(result['seeds'])}: ± {100 * spread['std']:.1f}" if spread else "1",
+        counted(result), f"{len(result['seeds'])}: ± {100 * spread['std']:.1f}" if spread else "1",
     ]  # fmt: skip
 
 
-def _manifest_of(run: Path, made: Any) -> Path:
+def _manifest_of(run: Path, made: Any) -> storage.Place:
     if made is None:
         raise TubeletError(f"{run} has no recipe.yaml that names a manifest: give --manifest clips.csv")
-    return Path(made.data["manifest"])
+    return storage.place(made.data["manifest"])
 
 
 @command(
     "predict", "tubelet predict runs/demo video.mp4 --top 3",
     argument("run", type=Path, metavar="RUN", help="folder of a fine-tuned run, or of one that has it within"),
-    argument("video", type=Path, metavar="VIDEO"),
+    argument("video", type=storage.place, metavar="VIDEO", help=VIDEO),
     argument("--top", type=whole, default=5, metavar="N", help="classes to name (default: 5)"),
     argument("--segment-s", type=number, metavar="S", help="seconds of a segment (default: those of the clip)"),
+    FPS,
     argument("--json", action="store_true", help="print JSON"),
 )  # fmt: skip
 def predict(args: Namespace, _: list[str]) -> None:
     """Say what a video shows: the likeliest classes, whole and segment by segment."""
     from tubelet.apply.predict import predict as classify
 
-    found = classify(args.run, args.video, args.top, args.segment_s)
+    found = classify(args.run, args.video, args.top, args.segment_s, args.fps)
     if args.json:
         named = [segment._asdict() for segment in (found.whole, *found.segments)]
         print(json.dumps({"video": str(args.video), "whole": named[0], "segments": named[1:]}, ensure_ascii=False))
@@ -280,7 +288,7 @@ def predict(args: Namespace, _: list[str]) -> None:
 @command(
     "embed", "tubelet embed runs/demo clips.csv -o feats.parquet",
     argument("run", type=Path, metavar="RUN", help="folder of a run"),
-    argument("manifest", type=Path, metavar="MANIFEST", help="videos to encode"),
+    argument("manifest", type=storage.place, metavar="MANIFEST", help="videos to encode"),
     argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".parquet, .csv or .npz"),
     argument("--clips", type=whole, default=1, metavar="N", help="clips along time of each video (default: 1)"),
     argument("--workers", type=whole, default=1, metavar="N", help="processes that decode (default: 1)"),
@@ -297,10 +305,11 @@ def embed(args: Namespace, _: list[str]) -> None:
 @command(
     "reconstruct", "tubelet reconstruct runs/demo video.mp4 -o pictures/",
     argument("run", type=Path, metavar="RUN", help="folder of a run of videomae"),
-    argument("video", type=Path, metavar="VIDEO"),
+    argument("video", type=storage.place, metavar="VIDEO", help=VIDEO),
     argument("-o", "--out", type=Path, metavar="DIR", help="folder to write to (default: RUN/reconstructions)"),
     argument("--ratio", type=number, metavar="X", help="share of the cubes to hide (default: as in training)"),
     argument("--start-s", type=number, metavar="S", help="where the clip begins (default: in the middle)"),
+    FPS,
     argument("--no-true-statistics", action="store_true", help="take brightness from the visible neighbours"),
     argument("--seed", type=whole, default=0, metavar="N", help="another seed hides other cubes (default: 0)"),
 )  # fmt: skip
@@ -311,14 +320,15 @@ def reconstruct(args: Namespace, _: list[str]) -> None:
 
     made = fill_in(
         args.run, args.video, args.out or args.run / "reconstructions", ratio=args.ratio, start_s=args.start_s,
-        true_statistics=not args.no_true_statistics, seed=args.seed,
+        true_statistics=not args.no_true_statistics, seed=args.seed, fps=args.fps,
     )  # fmt: skip
     say(f"wrote {made.mp4} and {made.png}; hidden cubes are filled in with: {made.told}")
 
 
 @command("report", "tubelet report runs/demo",
          argument("run", type=Path, metavar="RUN", help="folder of a run"),
-         argument("--manifest", type=Path, help="videos to show (default: the run's own, its test split)"))  # fmt: skip
+         argument("--manifest", type=storage.place,
+                  help="videos to show (default: the run's own, its test split)"))  # fmt: skip
 def report(args: Namespace, _: list[str]) -> None:
     """Write the page of a run: recipe, curves, accuracies, pictures, what it cost."""
     from tubelet import recipe

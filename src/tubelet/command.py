@@ -286,6 +286,12 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"cannot be {text!r}: expected a number") from None
 
 
+def rate(text: str) -> float:
+    if number(text) <= 0:
+        raise argparse.ArgumentTypeError(f"cannot be {text!r}: expected a number above 0")
+    return number(text)
+
+
 def option_rows(rows: list[tuple[str, Any, Any]], word: str) -> str:
     """Each option with its type and value (`word` says whose), its help below it; sections apart."""
     lines = []

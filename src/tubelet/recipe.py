@@ -426,10 +426,12 @@ def _of_run(init: Any) -> dict[str, Any]:
 
 def _has_splits(manifest: str) -> bool:
     """Whether a manifest says which videos are for training; True where it is not there yet."""
-    if not Path(manifest).is_file():
-        return True
     from tubelet.data.listing import read_manifest
+    from tubelet.data.storage import place
 
+    found = place(manifest)
+    if isinstance(found, Path) and not found.is_file():
+        return True
     return bool(read_manifest(manifest).splits)
 
 

@@ -35,7 +35,7 @@ def test_vectors_are_the_mean_tokens_in_the_order_of_the_manifest(run, manifest,
     assert found.readable.tolist() == [True, True, False, True]
     assert [Path(path).name for path in found.unreadable] == ["bad, file.mp4"]
     clips = Clips(read_manifest(manifest), **read_about(run)["clip"]).for_testing()
-    video = clips[3].clips[0][0].transpose(0, 1)[None].float() / 255  # 1 C T H W
+    video = clips[3].clips[0][0].pixels.transpose(0, 1)[None].float() / 255  # 1 C T H W
     with torch.no_grad():
         expected = tubelet.load_backbone(run)(video).tokens.mean(dim=1)[0]
     assert numpy.allclose(found.values[3], expected, atol=2e-2)  # bfloat16 where the hardware has it

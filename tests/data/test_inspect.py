@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import signal
+import tarfile
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from tubelet.data import inspect, read
 from tubelet.data.inspect import scan, write_unreadable
+from tubelet.data.listing import Video
+from tubelet.report.pictures import jpeg
 from tubelet.types import TubeletError
-from videos import make_video
+from videos import make_video, painted
 
 FIXTURES = Path(__file__).parents[3] / "shared/data/fixtures"
 
@@ -92,31 +100,34 @@ def test_mistakes_get_one_clear_line(tmp_path):
         scan(tmp_path / "bad", 0)
 
 
-def test_a_crash_of_the_decoder_costs_one_file(tmp_path, clip, monkeypatch):
-    grow(tmp_path, clip, *[f"{n}.mp4" for n in range(12)], "kills.mp4")
+def test_a_crash_or_a_hang_of_the_decoder_costs_one_file(tmp_path, clip, monkeypatch):
+    grow(tmp_path, clip, *[f"{n}.mp4" for n in range(8)], "kills.mp4", "hangs.mp4")
     check = read.check
 
-    def fragile(path: Path) -> read.VideoInfo:
-        if path.name == "kills.mp4":
-            os._exit(11)
-        return check(path)
+    def fragile(place: Path, fps: float | None) -> read.VideoInfo:
+        if place.name == "kills.mp4":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if place.name == "hangs.mp4":
+            time.sleep(100)
+        return check(place, fps)
 
     monkeypatch.setattr(inspect.read, "check", fragile)
-    if inspect.sys.platform != "linux":
-        pytest.skip("the stand-in reaches forked workers only")
-    found = scan(tmp_path, 2)
-    assert len(found.manifest) == 12
-    assert [(p.name, reason) for p, reason in found.unreadable] == [("kills.mp4", inspect.CRASHED)]
+    found = scan(tmp_path, 2, limit_s=1)
+    assert len(found.manifest) == 8
+    reasons = {place.name: reason for place, reason in found.unreadable}
+    assert set(reasons) == {"kills.mp4", "hangs.mp4"}
+    assert "the decoder crashed on it (SIGSEGV)" in reasons["kills.mp4"]
+    assert "it took more than 1" in reasons["hangs.mp4"]
 
 
 def test_a_surprise_costs_one_file(tmp_path, clip, monkeypatch):
     grow(tmp_path, clip, "a.mp4", "b.mp4")
     check = read.check
 
-    def surprising(path: Path) -> read.VideoInfo:
-        if path.name == "a.mp4":
+    def surprising(place: Path, fps: float | None) -> read.VideoInfo:
+        if place.name == "a.mp4":
             raise MemoryError("too large\nby far")
-        return check(path)
+        return check(place, fps)
 
     monkeypatch.setattr(inspect.read, "check", surprising)
     found = scan(tmp_path, 0)
@@ -141,5 +152,48 @@ def test_files_that_are_passed_over_are_counted(tmp_path):
     for name in ("notes.txt", "more.txt", "picture.gif", "bare", ".hidden.txt"):
         (tmp_path / name).write_text("x")
     found = scan(tmp_path, workers=0)
-    assert found.others == {".txt": 2, ".gif": 1, "without suffix": 1}
-    assert ("other files", "2 .txt, 1 .gif, 1 without suffix") in found.summary()
+    assert found.others == {".txt": 2, "hidden": 1, ".gif": 1, "without suffix": 1}
+    assert dict(found.summary())["other files"].startswith("2 .txt, ")
+
+
+def picture(number: int) -> bytes:
+    return jpeg(torch.from_numpy(painted(number)).permute(2, 0, 1))
+
+
+def test_pictures_and_archives_in_a_tree_are_videos(tmp_path, clip):
+    frames = {f"{n:04}.jpg": picture(n) for n in range(4)}
+    for name, content in frames.items():
+        grow(tmp_path, content, f"run/frames 1/{name}", f"run/frames 10/{name}", f"run/frames 2/{name}")
+    grow(tmp_path, clip, "jump/a.mp4")
+    grow(tmp_path, frames["0000.jpg"], "jump/a.jpg", "lonely/one.jpg", "run/frames 1/.hidden.jpg")
+    with zipfile.ZipFile(tmp_path / "jump/clips.zip", "w") as archive:
+        for folder in ("b", "c"):
+            for name, content in frames.items():
+                archive.writestr(f"{folder}/{name}", content)
+    grow(tmp_path, b"not a zip", "jump/damaged.zip")
+    with tarfile.open(tmp_path / "jump/shard-000.tar", "w") as archive:
+        for key in ("k1", "k2"):
+            for ending, content in (("mp4", clip), ("txt", b"words")):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    manifest, others = inspect.videos_of(tmp_path)
+    assert [(Path(v.path).relative_to(tmp_path).as_posix(), v.label) for v in manifest] == [
+        ("jump/a.mp4", "jump"), ("jump/clips.zip/b", "jump"), ("jump/clips.zip/c", "jump"),
+        ("jump/damaged.zip", "jump"), ("jump/shard-000.tar/k1", "jump"), ("jump/shard-000.tar/k2", "jump"),
+        ("run/frames 1", "run"), ("run/frames 2", "run"), ("run/frames 10", "run"),
+    ]  # fmt: skip
+    assert others == {".jpg": 2, "hidden": 1}
+
+
+def test_a_file_that_changes_is_another_one(tmp_path, clip):
+    grow(tmp_path, clip, "a.mp4", "b/1.jpg")
+    video, folder = Video(tmp_path / "a.mp4"), Video(tmp_path / "b", fps=10.0)
+    before = [inspect.look_at(v) for v in (video, folder)]
+    assert [inspect.look_at(v) for v in (video, folder)] == before
+    assert inspect.look_at(Video(tmp_path / "b", fps=12.0)) != before[1]
+    grow(tmp_path, clip + b"x", "a.mp4", "b/2.jpg")
+    after = [inspect.look_at(v) for v in (video, folder)]
+    assert after[0].bytes == before[0].bytes + 1
+    assert after[1].bytes == 2 * before[1].bytes + 1
+    assert inspect.look_at(Video(tmp_path / "gone.mp4")).bytes == -1

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from tubelet.data.listing import (
     Video,
     divide,
     few_labels,
+    join,
     natural_sort,
     read_manifest,
     write_manifest,
 )
+from tubelet.data.storage import Url
 from tubelet.types import TubeletError
 
 
@@ -245,11 +249,138 @@ def test_videomae_v2_lists(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("line", ["frames/182040 1 58", "AVA/frames/clip/zlVkeKC6Ha8 9601 300", "x/74225 62 140"])
-def test_folders_of_frames_are_refused_by_name(tmp_path, line):
-    for text in (f"{line}\n", f"a.mp4 0 -1\n{line}\n"):
-        with pytest.raises(TubeletError, match=f"{line}' means a folder of frames"):
-            read_manifest(written(tmp_path, text, "train.csv"))
+def test_v2_lists_of_folders_of_pictures_for_fine_tuning(tmp_path):
+    text = "x/74225 62 140\nmy frames/1 2 40 3\nx/74226 1 140\nx/a.mp4 3\n"
+    assert read_manifest(written(tmp_path, text, "train.csv")).videos == [
+        Video(tmp_path / "x/74225", label="140"),
+        Video(tmp_path / "my frames/1 2", label="3"),
+        Video(tmp_path / "x/74226", label="140"),
+        Video(tmp_path / "x/a.mp4", label="3"),
+    ]
+
+
+@pytest.mark.parametrize("sign", ["a.mp4 0 -1\n", "", "AVA/clip 1 300\n"])
+def test_v2_lists_of_folders_of_pictures_for_pre_training(tmp_path, sign):
+    text = f"{sign}frames/182040 1 58\n" + ("AVA/clip 9601 300\n" if sign else "")
+    manifest = read_manifest(written(tmp_path, text, "train.csv"))
+    videos = {video.path.name: video for video in manifest}
+    assert videos["182040"] == Video(tmp_path / "frames/182040")
+    assert not manifest.classes
+    if sign:
+        assert videos["clip"] == Video(tmp_path / "AVA/clip", 320.0, 330.0, fps=30.0)
+
+
+def test_columns_fps_and_corpus(tmp_path):
+    manifest = read_manifest(written(tmp_path, "path,fps,corpus,mood\nframes/1,12.5,ssv1,glad\nb.mp4,,,\n"))
+    assert [(v.fps, v.corpus) for v in manifest] == [(12.5, "ssv1"), (None, None)]
+    assert manifest[0].extra == {"mood": "glad"}
+    write_manifest(tmp_path / "again.csv", manifest)
+    again = read_manifest(tmp_path / "again.csv")
+    assert (again.videos, again.fingerprint) == (manifest.videos, manifest.fingerprint)
+    plain = [replace(video, fps=None, corpus=None) for video in manifest]
+    assert Manifest(plain, source=manifest.source).fingerprint != manifest.fingerprint
+
+
+def test_a_fingerprint_is_what_it_was_before_there_were_fps_and_corpus(tmp_path):
+    manifest = Manifest([Video(Path("/v/a.mp4"), 0.5, 2.0, "x", "g", "train"), Video(Path("/v/b.mp4"))])
+    digest = hashlib.blake2b(b"['x']", digest_size=8)
+    digest.update(repr(("/v/a.mp4", 0.5, 2.0, "x", "g", "train")).encode())
+    digest.update(repr(("/v/b.mp4", None, None, None, None, None)).encode())
+    assert manifest.fingerprint == digest.hexdigest()
+
+
+@pytest.mark.parametrize("fps", ["0", "-1", "fast", "nan", "inf"])
+def test_fps_must_be_a_number_above_0(tmp_path, fps):
+    with pytest.raises(TubeletError, match=f"line 2, column fps: '{fps}' is not a number of pictures a second above 0"):
+        read_manifest(written(tmp_path, f"path,fps\na,{fps}\n"))
+
+
+@pytest.mark.parametrize("name", ["clips.csv", "clips.parquet"])
+def test_a_manifest_at_a_url(tmp_path, name):
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    videos = [Video(Url("s3://other/b c.mp4"), label="x"), Video(Url("memory://lists/a.mp4")), Video(Path("/v/c.mp4"))]
+    write_manifest(tmp_path / name, Manifest(videos))
+    text = (tmp_path / name).read_bytes()
+    store.pipe(f"/lists/one/{name}", text.replace(b"memory://lists/a.mp4", b"../a.mp4") if name[-1] == "v" else text)
+    manifest = read_manifest(f"memory://lists/one/{name}")
+    assert manifest.videos == videos
+    assert manifest.source == f"memory://lists/one/{name}"
+    store.pipe("/lists/two.csv", b"path\nin/d.mp4\n")
+    before = read_manifest("memory://lists/two.csv")
+    assert before[0].path == Url("memory://lists/in/d.mp4")
+    store.pipe("/moved/two.csv", b"path\nin/d.mp4\n")
+    assert read_manifest("memory://moved/two.csv").fingerprint == before.fingerprint
+    for wrong, message in [
+        ("memory://lists/gone.csv", "no such manifest"),
+        ("s3://bucket/a.csv", "needs a package for its scheme: Install s3fs"),
+        ("quux://a.csv", "Protocol not known: quux; a URL starts with"),
+    ]:
+        with pytest.raises(TubeletError, match=message) as caught:
+            read_manifest(wrong)
+        assert "\n" not in str(caught.value)
+
+
+def test_paths_of_windows(tmp_path):
+    """They are found where they lie here, and otherwise kept as they are, for the error to show."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/a.MP4").write_bytes(b"")
+    (tmp_path / "odd\\name.mp4").write_bytes(b"")
+    manifest = read_manifest(written(tmp_path, "path,label\r\nvideos\\a.MP4,x\r\nodd\\name.mp4,x\r\nno\\b.mp4,x\r\n"))
+    assert [video.path for video in manifest] == [
+        tmp_path / "videos/a.MP4", tmp_path / "odd\\name.mp4", tmp_path / "no\\b.mp4",
+    ]  # fmt: skip
+    (video,) = read_manifest(written(tmp_path, "videos\\a.MP4 3\r\n", "list.txt"))
+    assert video == Video(tmp_path / "videos/a.MP4", label="3")
+
+
+def joined(folder: Path, *texts: str, **options: bool) -> Manifest:
+    paths = [written(folder, text, f"{name}.csv") for name, text in zip("abc", texts, strict=False)]
+    return join([read_manifest(path) for path in paths], **options)
+
+
+def test_join(tmp_path):
+    mixture = joined(
+        tmp_path,
+        "path,label,split,mood\na.mp4,run,train,glad\nb.mp4,jump,test,\n",
+        "path,label,fps,corpus\nframes/1,jump,12,ssv1\nframes/2,sit,12,\n",
+    )
+    assert [(v.path.name, v.label, v.split, v.corpus, v.fps) for v in mixture] == [
+        ("a.mp4", "run", "train", "a", None), ("b.mp4", "jump", "test", "a", None),
+        ("1", "jump", "train", "ssv1", 12.0), ("2", "sit", "train", "b", 12.0),
+    ]  # fmt: skip
+    assert mixture.classes == ["jump", "run", "sit"]
+    write_manifest(tmp_path / "mix.csv", mixture)
+    again = read_manifest(tmp_path / "mix.csv")
+    assert (again.videos, again.classes) == (mixture.videos, mixture.classes)
+    assert again[0].extra["mood"] == "glad"
+
+
+def test_join_keeps_an_official_order_of_classes(tmp_path):
+    ordered = "path,label,class_number\na.mp4,run,0\nb.mp4,jump,1\n"
+    mixture = joined(tmp_path, "path,label\nc.mp4,sit\nd.mp4,jump\n", ordered)
+    assert mixture.classes == ["run", "jump", "sit"]
+    assert mixture.labels == [2, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("path\na.mp4\n",), "two manifests or more"),
+        (("path,corpus\na.mp4,b\n", "path\nb.mp4\n"), r"a\.csv and .*b\.csv both have a corpus 'b': rename"),
+        (("a.mp4 0\n", "b.mp4 0\n"), "both have a class '0', and a bare number may not mean the same"),
+        (
+            ("path,label,class_number\na,run,0\nb,jump,1\n", "path,label,class_number\na,jump,0\nb,fly,1\n"),
+            "class 0 is 'jump', and in .* it is 'run'",
+        ),
+    ],
+)
+def test_joins_that_cannot_be(tmp_path, texts, message):
+    with pytest.raises(TubeletError, match=message) as caught:
+        joined(tmp_path, *texts)
+    assert "\n" not in str(caught.value)
+    if "class" in message:
+        assert joined(tmp_path, *texts, labels=False).classes == []
 
 
 def test_class_numbers_are_kept_where_they_are_not_how_labels_sort(tmp_path):

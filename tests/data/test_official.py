@@ -71,10 +71,15 @@ def test_two_files_that_fit_equally_are_not_guessed_at(tmp_path):
     assert reason.startswith("two files could be it: ")
 
 
-def test_folders_of_pictures_are_named_as_such(tmp_path):
-    root = disk(tmp_path, "12/00001.jpg", "13.mp4")
-    ((_, reason),) = gather(official("12.webm", "13.webm"), root).missing
-    assert reason.startswith("it is a folder of pictures") and "ffmpeg" in reason
+def test_a_folder_of_pictures_is_taken_where_there_is_no_file(tmp_path):
+    root = disk(tmp_path / "videos", "a/12/00001.jpg", "13.mp4", "13/00001.jpg", "a/99/1.PNG", "cover.jpg")
+    listed = official("12.webm", "13.webm", "14.webm")._replace(fps=12)
+    result = gather(listed, root)
+    assert [(v.path, v.fps) for v in result.manifest] == [(root / "a/12", 12), (root / "13.mp4", None)]
+    assert [path.name for path in result.unlisted] == ["99"]
+    assert ("folders of pictures", "1, taken to be 12 a second") in result.summary()
+    assert gather(listed, root, fps=25).manifest[0].fps == 25
+    assert listed.only(["train"]).fps == 12
 
 
 def test_trap_10_counts_other_than_the_published_are_said_and_never_refused(tmp_path):

@@ -10,6 +10,9 @@ import numpy
 import pytest
 
 from tubelet.data import decode, read
+from tubelet.data.clips import Clips
+from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
+from tubelet.data.pack import Packing, pack
 from tubelet.data.read import UnreadableVideo
 from videos import make_sound, make_video, numbers, painted
 
@@ -219,6 +222,32 @@ def test_many_reads_leave_no_file_open(tmp_path):
         with pytest.raises(UnreadableVideo):
             read.read(tmp_path / "bad.mp4", numpy.zeros(1))
     assert len(list(descriptors.iterdir())) <= before
+
+
+@pytest.mark.parametrize("form", ["jpeg", "video", "original"])
+def test_samples_of_shards_give_frames_and_sound_of_the_source(tmp_path, form):
+    sounding = make_video(tmp_path / "a.mp4", 60, sound=True)
+    silent = make_video(tmp_path / "b.mp4", 60)
+    source = Manifest([Video(sounding), Video(silent)], source=tmp_path / "clips.csv")
+    write_manifest(tmp_path / "clips.csv", source)
+    packed = read_manifest(pack(source, tmp_path / form, Packing(format=form, short_side=0), workers=0).manifest)
+    with pytest.raises(UnreadableVideo, match=r"as shard(-000000)?\.tar/KEY"):
+        read.probe(packed[0].path.parent)
+    shape = {"frames": 4, "stride": 4, "reference_fps": 30.0, "size": 48, "audio_rate": 8000}
+    for row, (before, after) in enumerate(zip(source, packed, strict=True)):
+        assert not read.is_file(after.path)
+        wanted = [50, 3, 4]
+        assert numbers(read.read(after.path, middles(wanted))) == wanted
+        assert numbers(read.read(before.path, middles(wanted))) == wanted
+        here, there = Clips(source, **shape)[row], Clips(packed, **shape)[row]
+        assert numpy.allclose(here.times, there.times)
+        ((ours,),), ((theirs,),) = here.sound, there.sound
+        if row == 0:
+            assert ours.abs().max() > 0.1
+            assert (ours - theirs).abs().max() < 0.05
+        else:
+            assert ours is None
+            assert theirs is None
 
 
 @needs_fixtures

@@ -7,7 +7,7 @@ import torch
 from tasks import colours
 from tubelet.data.listing import Manifest, Video
 from tubelet.tasks import protocol as module
-from tubelet.tasks.protocol import Protocol, conclude, folds, labels_of
+from tubelet.tasks.protocol import Protocol, conclude, counted, folds, labels_of
 from tubelet.types import TubeletError
 
 
@@ -106,6 +106,8 @@ def test_conclude_counts_what_could_not_be_read_and_writes_the_rest(protocol, tm
     right = torch.eye(3)[labels_of(protocol.test, protocol.classes)]
     result = conclude(right[readable], readable, protocol, tmp_path, started=0.0, train_readable=torch.ones(24).bool())
     assert (result["top1"], result["videos"], result["unreadable"], result["unreadable_train"]) == (1.0, 10, 2, 0)
+    assert result["missing"] == [str(protocol.test.videos[row].path) for row in (1, 5)]
+    assert counted(result) == "10 of 12" and counted({**result, "unreadable": 0}) == "10"
     with (tmp_path / "predictions.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == ["path", "label", "prediction", "probability", "id"]

@@ -1,7 +1,10 @@
 import json
 import math
+import multiprocessing
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from moving import CLIP
 from tubelet import checkpoint
 from tubelet.backbones.vit import VisionTransformer
+from tubelet.data import read
 from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
 from tubelet.learner import Learner
@@ -209,10 +213,43 @@ def test_unreadable_videos_are_listed_and_too_many_end_the_run(corpus, tmp_path)
     many = Manifest([*videos.videos, *(replace(videos[0], path=p) for p in others)], classes=videos.classes)
     with pytest.raises(TubeletError, match="cannot be read"):
         fit(make_learner(), Clips(many, **CLIP), tmp_path / "many", **OPTIONS | {"log_steps": 1})
+    fit(make_learner(), Clips(many, **CLIP), tmp_path / "half", **OPTIONS, max_unreadable=0.5)
+    assert read_metrics(tmp_path / "half" / "metrics.jsonl")[-1]["unreadable"] == 4
+    with pytest.raises(TubeletError, match=r"1 of .* train\.max_unreadable is 0"):
+        fit(make_learner(), Clips(one, **CLIP), tmp_path / "none", **OPTIONS, max_unreadable=0.0)
+
+
+def test_a_decoder_that_hangs_costs_its_video_and_training_goes_on(corpus, tmp_path, monkeypatch):
+    clips = make_clips(corpus)
+    victim, real = clips.manifest[3].path, read.read
+    monkeypatch.setattr(read, "read", lambda path, *rest: time.sleep(1e4) if path == victim else real(path, *rest))
+    fit(make_learner(), clips, tmp_path, **OPTIONS | {"workers": 2}, limit_s=1.0)
+    assert f"{victim},it took more than 1 s and was stopped" in (tmp_path / "unreadable.csv").read_text()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_run_is_the_same_for_any_number_of_workers_even_if_some_are_killed(corpus, tmp_path, workers):
+    alone = fit(make_learner(), make_clips(corpus), tmp_path / "alone", **OPTIONS, log_steps=1)
+    stop = threading.Event()
+
+    def murder() -> None:
+        for _ in range(4):
+            stop.wait(0.1)
+            for worker in multiprocessing.active_children()[:2]:
+                worker.kill()
+
+    killer = threading.Thread(target=murder)
+    killer.start()
+    try:
+        many = fit(make_learner(), make_clips(corpus), tmp_path / "many", **OPTIONS | {"workers": workers}, log_steps=1)
+    finally:
+        stop.set()
+        killer.join()
+    assert losses(tmp_path / "alone") == losses(tmp_path / "many") and alone.loss == many.loss
 
 
 def test_metrics_lines_are_whole(corpus, tmp_path):
     fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS | {"log_steps": 4})
     lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12]
-    assert all({"epoch", "lr", "loss", "grad_norm", "clips_per_s", "time"} <= line.keys() for line in lines)
+    assert all({"epoch", "lr", "loss", "grad_norm", "clips_per_s", "waiting", "time"} <= line.keys() for line in lines)

@@ -16,6 +16,7 @@ from tubelet.data.clips import Clips
 from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest, read_manifest
 from tubelet.data.loader import Loader
+from tubelet.data.storage import Place
 from tubelet.log import warn
 from tubelet.train.parallel import autocast
 from tubelet.types import TubeletError
@@ -32,7 +33,7 @@ class Embedded(NamedTuple):
     """Path -> reason."""
 
 
-def embed(run: Path, manifest: Path, out: Path, *, clips: int = 1, workers: int = 0, batch: int = 32) -> Embedded:
+def embed(run: Path, manifest: Place, out: Path, *, clips: int = 1, workers: int = 0, batch: int = 32) -> Embedded:
     """Encodes every video and writes a table of path, label, group, split, readable and vector.
 
     Args:

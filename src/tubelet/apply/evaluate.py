@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tubelet import registry
 from tubelet.checkpoint import load_backbone, read_about, write_json
 from tubelet.data.listing import Manifest, read_manifest, train_and_validation
+from tubelet.data.storage import Place
 from tubelet.learner import Backbone, Learner
 from tubelet.log import say, warn
 from tubelet.methods.supervised import Supervised
@@ -33,7 +34,7 @@ AVERAGED = ("top1", "top5", "class_mean", "precision", "recall")
 
 
 def judges(
-    evaluate: Mapping[str, Mapping[str, Any]], manifest: Path, clip: Mapping[str, Any], out: Path, *,
+    evaluate: Mapping[str, Mapping[str, Any]], manifest: Place, clip: Mapping[str, Any], out: Path, *,
     variant: str, seed: int = 0, **terms: Any,
 ) -> dict[str, tuple[str, Judge]]:  # fmt: skip
     """What `train` calls while it trains: task -> (when, function of learner and step that answers numbers).
@@ -98,7 +99,7 @@ def _judge(
 def evaluate(
     run: Path,
     tasks: Mapping[str, Mapping[str, Any]],
-    manifest: Path,
+    manifest: Place,
     *,
     seeds: Sequence[int] = (0,),
     baseline: bool = False,
@@ -150,7 +151,7 @@ def evaluate(
     return results
 
 
-def classifier(run: Path, manifest: Path, **terms: Any) -> Results:
+def classifier(run: Path, manifest: Place, **terms: Any) -> Results:
     """Judges a classifier as it is, by the mean softmax over views: ``run`` is one that `tubelet train finetune` made.
 
     ``run`` has the weights of the last step, ``run/best`` those that did best on the videos kept for choosing.

@@ -14,6 +14,7 @@ from tubelet import dist
 from tubelet.checkpoint import read_about
 from tubelet.data import sample
 from tubelet.data.read import probe, read
+from tubelet.data.storage import Place
 from tubelet.data.transform import center_crop
 from tubelet.train.run import load_learner
 from tubelet.types import TubeletError
@@ -39,7 +40,9 @@ class Prediction(NamedTuple):
 
 
 @torch.no_grad()
-def predict(run: Path, video: Path, top: int = 5, segment_s: float | None = None) -> Prediction:
+def predict(
+    run: Path, video: Place, top: int = 5, segment_s: float | None = None, fps: float | None = None
+) -> Prediction:
     """Classifies ``video`` in consecutive segments; of each the clip in its middle is looked at.
 
     Args:
@@ -48,6 +51,7 @@ def predict(run: Path, video: Path, top: int = 5, segment_s: float | None = None
         segment_s: length of a segment in seconds; None = that of the run's clip, or all of the video where the run was
             trained on clips that span it (``sampling: segments``). The last segment may be up to half
             a segment longer or shorter.
+        fps: pictures a second, where the video is pictures without a clock; None = 30.
 
     Raises:
         TubeletError: there is no classifier, or the video cannot be read.
@@ -59,7 +63,7 @@ def predict(run: Path, video: Path, top: int = 5, segment_s: float | None = None
     classifier = find_classifier(run)
     about, device = read_about(classifier), dist.device()
     learner = load_learner(classifier).to(device).eval()
-    clip, info = about["clip"], probe(video)
+    clip, info = about["clip"], probe(video, fps)
     gap_s = sample.step_s(clip["stride"], clip["reference_fps"], info.fps)
     whole_s = info.duration_s if clip.get("segments") else clip["frames"] * gap_s
     spans = segments(info.duration_s, segment_s or whole_s)
@@ -67,7 +71,7 @@ def predict(run: Path, video: Path, top: int = 5, segment_s: float | None = None
     for begin in range(0, len(spans), TOGETHER):
         part = spans[begin : begin + TOGETHER]
         times = [start + _times(end - start, info.fps, clip, gap_s) for start, end in part]
-        pixels = center_crop(read(video, numpy.concatenate(times), clip["size"]), clip["size"])  # B*T C S S
+        pixels = center_crop(read(video, numpy.concatenate(times), clip["size"], fps), clip["size"])  # B*T C S S
         batch = pixels.unflatten(0, (len(part), -1)).transpose(1, 2).to(device).float() / 255  # B C T S S
         shares.append(learner.logits(batch).float().softmax(dim=1).cpu())  # type: ignore[operator]  # B K
     probabilities = torch.cat(shares)  # segments K

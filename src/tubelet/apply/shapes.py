@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from tubelet import registry
+from tubelet.learner import Learner
 from tubelet.train import schedule
 from tubelet.train.run import Recipe
 
 
-def shapes(chosen: Recipe) -> list[str]:
-    """Lines for people: weights, the shapes of a batch, the grid of tokens, and what a step is made of."""
+def outline(chosen: Recipe) -> Learner:
+    """The learner of a recipe, on the meta device, with two classes where it needs some."""
     config = {key: value for key, value in chosen.backbone.items() if key not in ("name", "init")}
     options = {key: value for key, value in chosen.learner.items() if key not in ("name", "init")}
     if "made_for" in config and config["made_for"] is None:
@@ -19,7 +20,13 @@ def shapes(chosen: Recipe) -> list[str]:
         options["classes"] = 2  # as many as the manifest has, once it is read
     with torch.device("meta"):
         backbone = registry.build("backbones", chosen.backbone["name"], **config)
-        learner = registry.build("methods", chosen.learner["name"], backbone=backbone, **options)
+        return registry.build("methods", chosen.learner["name"], backbone=backbone, **options)
+
+
+def shapes(chosen: Recipe) -> list[str]:
+    """Lines for people: weights, the shapes of a batch, the grid of tokens, and what a step is made of."""
+    learner = outline(chosen)
+    backbone = learner.backbone
     frames, size, batch = chosen.data["frames"], chosen.data["size"], chosen.train["batch"]
     grid = backbone.grid(frames, size, size)
     step = schedule.StepSize(batch, chosen.data["repeats"], micro_batch=chosen.train["micro_batch"])

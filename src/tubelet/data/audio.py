@@ -18,7 +18,8 @@ import av
 import numpy
 from av.stream import Discard
 
-from tubelet.data import decode, read, storage
+from tubelet.data import read, storage
+from tubelet.data.container import PICTURES
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.storage import Place
 
@@ -204,7 +205,7 @@ class _Track:
 
     def has_pictures(self) -> bool:
         """Whether the file is a video with a clock of its own, covers of songs apart."""
-        return any(not stream.disposition & decode.PICTURES for stream in self.container.streams.video)
+        return any(not stream.disposition & PICTURES for stream in self.container.streams.video)
 
     def decode(self, from_s: float, until_s: float) -> Iterator[AudioFrame]:
         """Frames that cover the seconds on the file's clock, and some before; damaged packets are skipped."""

@@ -11,7 +11,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from tubelet import draws, registry
-from tubelet.data import audio, read, sample, torchcodec, transform
+from tubelet.data import audio, read, sample, shards, torchcodec, transform
 from tubelet.data.augment import RandAugment
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Manifest, Video
@@ -264,15 +264,18 @@ class Clips:
         return Taken(clips, kept, heard)
 
     def _pixels(self, video: Video, times_s: numpy.ndarray) -> Tensor:
-        if self.reader == "torchcodec":
+        if self.reader == "torchcodec" and read.is_file(video.path):
             return torchcodec.read(video.path, times_s, self._decode_side)
         return read.read(video.path, times_s, self._decode_side, video.fps)
 
     def _sound(self, video: Video, info: VideoInfo, times_s: numpy.ndarray) -> Tensor | None:
         """The sound from when the first frame of a clip is shown, of the length of all clips; None = there is none."""
+        file = shards.sound(video.path) if shards.is_place(video.path) else None
+        if file is None and not read.is_file(video.path):
+            return None
         first_s = float(times_s[0]) - 0.5 / info.fps  # times are the middles of frames
         seconds = self.samples / self.audio_rate
-        return audio.waveform(video.path, first_s, seconds, self.audio_rate, origin_s=info.start_s)
+        return audio.waveform(video.path, first_s, seconds, self.audio_rate, origin_s=info.start_s, file=file)
 
     def caption(self, row: int) -> str:
         """The words of a row; none where it has none."""
@@ -328,8 +331,7 @@ class Clips:
 
 def _span(video: Video, info: VideoInfo) -> tuple[float, float]:
     """Start and duration of the part of the file that a row means; it starts with a whole frame."""
-    first = math.floor((video.start_s or 0.0) * info.fps + 1e-6) / info.fps
-    end = info.duration_s if video.end_s is None else min(video.end_s, info.duration_s)
-    if end <= first:
-        raise UnreadableVideo(video.path, f"a span from {first:g} s, but it ends at {end:g} s")
-    return first, end - first
+    first, duration_s = sample.span(video.start_s, video.end_s, info.duration_s, info.fps)
+    if duration_s <= 0:
+        raise UnreadableVideo(video.path, f"a span from {first:g} s, but it ends at {first + duration_s:g} s")
+    return first, duration_s

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from tubelet.data.storage import Place
 from tubelet.types import TubeletError
 
+PICTURES_FPS = 30.0
+"""The rate of pictures without a clock, where nothing tells it: a stride then counts pictures."""
+
 
 class UnreadableVideo(TubeletError):
     """A file that gives no frames. `.path` is the file, `.reason` says why in a few words."""
@@ -34,3 +37,11 @@ class VideoInfo:
     """When the first displayed frame starts on the file's own clock; our times count from there."""
     rotation: int
     """Degrees counter-clockwise by which decoded frames are turned for display: 0, 90, 180 or 270."""
+
+
+def shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """The size of frames that are read to a shorter side of `short_side`; smaller ones stay as they are."""
+    shorter = min(width, height)
+    if short_side is None or short_side >= shorter:
+        return width, height
+    return max(short_side, round(width * short_side / shorter)), max(short_side, round(height * short_side / shorter))

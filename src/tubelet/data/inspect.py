@@ -1,29 +1,28 @@
-"""The doctor: looks over a folder or a list of videos, decodes a little of each, and says what is there.
+"""A quick look: lists the videos of a folder or a manifest, decodes a little of each, and says what is there.
 
-Files that cannot be read are named with the reason, never dropped in silence. Decoding happens in worker processes,
-so that a file on which a decoder crashes costs that file only.
+Files that cannot be read are named with the reason, never dropped in silence. Decoding happens in watched worker
+processes, so that a file on which a decoder crashes or hangs costs that file only. `check.py` looks at whole files.
 """
 
 from __future__ import annotations
 
 import csv
-import multiprocessing
 import os
 import statistics
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from rich.progress import Progress
 
 from tubelet import log
-from tubelet.data import read
+from tubelet.data import pictures, read, shards, storage
+from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Manifest, Video, natural_sort, read_manifest
-from tubelet.data.read import UnreadableVideo, VideoInfo
+from tubelet.data.storage import Place
+from tubelet.data.workers import LIMIT_S, Failure, Workers
 from tubelet.types import TubeletError
 
 VIDEO_SUFFIXES = {
@@ -36,7 +35,24 @@ SPLITS = {
 }  # fmt: skip
 """Names of first-level folders that say what is for training and what for testing."""
 
-CRASHED = "the decoder crashed on it"
+ARCHIVES = {".zip", ".tar"}
+SLOWEST_BYTES_PER_S = 500_000
+"""Of a file that is decoded from end to end; few are slower on any core."""
+MOST_S = 3600.0
+"""What a file's size may add to its time limit."""
+
+Result = TypeVar("Result")
+
+
+class Look(NamedTuple):
+    """A file to look at. All that an answer depends on: a file that has changed is another one."""
+
+    place: Place
+    fps: float | None
+    """Of pictures without a clock."""
+    bytes: int
+    changed_ns: int
+
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class Scan:
     """What was found: the readable videos with their infos (row by row), and the others with the reason."""
 
     manifest: Manifest
-    unreadable: list[tuple[Path, str]]
+    unreadable: list[tuple[Place, str]]
     infos: list[VideoInfo]
     others: dict[str, int] = field(default_factory=dict)
     """How many files of each suffix were passed over, since videos do not end so."""
@@ -55,7 +71,7 @@ class Scan:
         rows = [
             ("videos", f"{len(self.manifest):,}"),
             ("hours", f"{sum(seconds) / 3600:,.2f}"),
-            ("seconds each", _spread(seconds)),
+            ("seconds each", spread(seconds)),
             ("classes", self._classes()),
         ]
         if self.manifest.splits:
@@ -79,54 +95,97 @@ class Scan:
         return f"{len(self.manifest.classes):,}, {videos} videos each"
 
 
-def scan(folder: str | Path, workers: int | None = None) -> Scan:
+def scan(folder: str | Path, workers: int | None = None, limit_s: float = LIMIT_S) -> Scan:
     """Looks over a tree of videos, or the videos of a manifest or `path label` list.
-
-    In a tree the folder a video lies in is its label, unless all lie in one; first-level folders called train, val
-    or test become the split. Hidden files and folders are passed over.
 
     Args:
         workers: processes that decode; 0 decodes in this one, None takes as many as there are cores.
+        limit_s: seconds that a file may take, beyond what its size explains, before its process is stopped.
 
     Raises:
         TubeletError: there is no such folder, no video in it, or none that can be read.
     """
-    folder = Path(folder)
-    if not folder.exists():
-        raise TubeletError(f"no such folder or list: {folder}")
-    if folder.is_dir():
-        files = list(walk(folder.resolve()))
-        videos, classes, source = _videos_below(folder.resolve(), [f for f in files if is_video(f)]), None, None
-        others = Counter(file.suffix.lower() or "without suffix" for file in files if not is_video(file))
-        if not videos:
-            raise TubeletError(f"no videos in {folder}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}")
-    else:
-        listed, others = read_manifest(folder), Counter[str]()
-        videos, classes, source = listed.videos, listed.classes, listed.source
-    found = _check_all(list(dict.fromkeys(v.path for v in videos)), _cores() if workers is None else workers)
-    unreadable = {path: answer for path, answer in found.items() if isinstance(answer, str)}
+    listed, others = videos_of(folder)
+    looks = [look_at(video) for video in listed]
+    found = dict(decoded(_check, looks, "looking at videos", workers, limit_s))
+    unreadable = {look.place: answer for look, answer in found.items() if isinstance(answer, str)}
     kept: list[tuple[Video, VideoInfo]] = []
-    for video in videos:
-        info = found[video.path]
+    for video, look in zip(listed, looks, strict=True):
+        info = found[look]
         if isinstance(info, str):
             continue
-        if (video.start_s or 0.0) >= info.duration_s:
-            reason = f"its span starts at {video.start_s:g} s, but the file ends at {info.duration_s:.3f} s"
+        if reason := beyond(video, info):
             unreadable[video.path] = reason
             continue
         kept.append((video, info))
     if not kept:
-        path, reason = next(iter(unreadable.items()))
-        raise TubeletError(f"none of the {len(found)} videos of {folder} can be read; {path.name}: {reason}")
+        place, reason = next(iter(unreadable.items()))
+        raise TubeletError(f"none of the {len(found)} videos of {folder} can be read; {place.name}: {reason}")
     return Scan(
-        manifest=Manifest([v for v, _ in kept], classes, source),
+        manifest=Manifest([v for v, _ in kept], listed.classes, listed.source),
         unreadable=list(unreadable.items()),
         infos=[i for _, i in kept],
-        others=dict(others.most_common(5)),
+        others=others,
     )
 
 
-def write_unreadable(path: str | Path, unreadable: Sequence[tuple[Path, str]]) -> None:
+def videos_of(source: str | Path) -> tuple[Manifest, dict[str, int]]:
+    """The videos of a tree, or of a manifest or list, and how many files of each kind were passed over in a tree.
+
+    In a tree the folder that a video lies in is its label, unless all lie in one; first-level folders called train, val
+    or test become the split.
+
+    Raises:
+        TubeletError: there is no such folder or list, or no video in it.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise TubeletError(f"no such folder or list: {source}")
+    if not source.is_dir():
+        return read_manifest(source), {}
+    root = source.resolve()
+    places, others = below(root)
+    if not places:
+        raise TubeletError(
+            f"no videos in {source}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}, folders of frames, zips and tars"
+        )
+    return Manifest(_labelled(root, places)), dict(others.most_common(5))
+
+
+def look_at(video: Video) -> Look:
+    """What there is to look at for a row of a manifest."""
+    return Look(video.path, video.fps, *_state(video.path))
+
+
+def decoded(
+    function: Callable[[Look], Result | str],
+    looks: Iterable[Look],
+    doing: str,
+    workers: int | None = None,
+    limit_s: float = LIMIT_S,
+) -> Iterator[tuple[Look, Result | str]]:
+    """Each file once, with what `function` says of it in a worker process or why that came to nothing, and a bar."""
+    looks = list(dict.fromkeys(looks))
+    count = min(len(looks), _cores() if workers is None else workers)
+
+    def limit(look: Look) -> float:
+        return limit_s + min(MOST_S, max(0, look.bytes) / SLOWEST_BYTES_PER_S)
+
+    with Progress(console=log.console, transient=True, disable=not log.console.is_terminal) as progress:
+        bar = progress.add_task(doing, total=len(looks))
+        for look, answer in Workers(function, count, limit).map(looks, ahead=16 * count):
+            yield look, answer.reason if isinstance(answer, Failure) else answer
+            progress.advance(bar)
+
+
+def beyond(video: Video, info: VideoInfo) -> str | None:
+    """The reason against a row whose span lies beyond the end of its file."""
+    if (video.start_s or 0.0) < info.duration_s:
+        return None
+    return f"its span starts at {video.start_s:g} s, but the file ends at {info.duration_s:.3f} s"
+
+
+def write_unreadable(path: str | Path, unreadable: Sequence[tuple[Place, str]]) -> None:
     """Writes the quarantine list, a CSV of path and reason; whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -138,28 +197,74 @@ def write_unreadable(path: str | Path, unreadable: Sequence[tuple[Path, str]]) -
     temporary.replace(path)
 
 
-def is_video(path: Path) -> bool:
+def is_video(path: Place) -> bool:
+    """Whether a file ends as videos do."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def _videos_below(root: Path, files: list[Path]) -> list[Video]:
-    paths = [Path(p) for p in natural_sort(str(p) for p in files)]
-    parents = [p.relative_to(root).parent.parts for p in paths]
+def below(root: Path) -> tuple[list[Place], Counter[str]]:
+    """Every video below `root` in natural order, and the number of the other files of each suffix.
+
+    A video is a file that ends like one, a folder of pictures, a zip or tar of pictures or a folder within one, or
+    a sample of a tar in the WebDataset convention.
+    """
+    found: dict[str, Place] = {}
+    others: Counter[str] = Counter()
+    still: dict[Path, list[Path]] = {}  # folder -> its pictures
+    for file in walk(root, others):
+        inner = _inside(file) if file.suffix.lower() in ARCHIVES else [file] if is_video(file) else []
+        found |= {str(place): place for place in inner}
+        if file.suffix.lower() in pictures.SUFFIXES:
+            still.setdefault(file.parent, []).append(file)
+        elif not inner:
+            others[file.suffix.lower() or "without suffix"] += 1
+    beside = {Path(place).parent for place in found}
+    for folder, files in still.items():
+        if folder not in beside and pictures.is_sequence(folder):
+            found[str(folder)] = folder
+        else:  # posters of the videos that lie there, or photographs
+            others.update(file.suffix.lower() for file in files)
+    return [found[name] for name in natural_sort(found)], others
+
+
+def _inside(archive: Path) -> list[Place]:
+    """The videos of a zip or tar."""
+    tar = archive.suffix.lower() == ".tar"
+    try:
+        if not (tar and archive.with_suffix(".index").exists()):
+            series = [archive / folder for folder in pictures.folders(archive)]
+            series = [place for place in series if pictures.is_sequence(place)]
+            if series or not tar:
+                return list(series)
+        return [archive / key for key in shards.keys(archive)]
+    except UnreadableVideo:
+        return [archive]  # looking at it will say what is wrong
+
+
+def _labelled(root: Path, places: list[Place]) -> list[Video]:
+    parents = [
+        tuple(part for part in Path(place).relative_to(root).parent.parts if Path(part).suffix.lower() not in ARCHIVES)
+        for place in places
+    ]
     has_splits = bool(parents) and all(parts and parts[0].lower() in SPLITS for parts in parents)
     folders = [parts[1:] if has_splits else parts for parts in parents]
     has_labels = len(set(folders)) > 1
     return [
         Video(
-            path,
+            place,
             label=inner[-1] if has_labels and inner else None,
             split=SPLITS[outer[0].lower()] if has_splits else None,
         )
-        for path, outer, inner in zip(paths, parents, folders, strict=True)
+        for place, outer, inner in zip(places, parents, folders, strict=True)
     ]
 
 
-def walk(root: Path) -> Iterator[Path]:
-    """Files below `root`, through links too, but into no folder twice; hidden ones are passed over."""
+def walk(root: Path, hidden: Counter[str] | None = None) -> Iterator[Path]:
+    """Files below `root`, through links too, but into no folder twice; hidden ones are passed over.
+
+    Args:
+        hidden: counts the hidden files that were met, under "hidden".
+    """
     visited = set()
     for folder, names, files in os.walk(root, followlinks=True):
         status = os.stat(folder)  # noqa: PTH116 - a plain string from os.walk
@@ -171,82 +276,35 @@ def walk(root: Path) -> Iterator[Path]:
         for file in files:
             if not file.startswith("."):
                 yield Path(folder, file)
+            elif hidden is not None:
+                hidden["hidden"] += 1
 
 
-Answer = VideoInfo | str
-"""What is known of a file after looking: its info, or why it cannot be read."""
-
-
-def _check(path: Path) -> Answer:
+def _state(place: Place) -> tuple[int, int]:
+    """Bytes and time of the last change; of the archive where a place is inside one. Missing files have -1 bytes."""
+    if not isinstance(place, Path):
+        try:
+            return storage.size(place), 0
+        except OSError:
+            return -1, 0
     try:
-        return read.check(path)
+        if not place.is_dir():
+            outer = next((p for p in (place, *place.parents) if p.is_file()), place)
+            status = outer.stat()
+            return status.st_size, status.st_mtime_ns
+        states = [file.stat() for file in place.iterdir()]
+    except OSError:
+        return -1, 0
+    return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+
+
+def _check(look: Look) -> VideoInfo | str:
+    try:
+        return read.check(look.place, look.fps)
     except UnreadableVideo as error:
         return error.reason
     except Exception as error:  # a file must never stop the scan
         return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _check_all(paths: list[Path], workers: int) -> dict[Path, Answer]:
-    """An answer for every path, in the order of `paths`."""
-    answers: dict[Path, Answer] = {}
-    with Progress(console=log.console, transient=True, disable=not log.console.is_terminal) as progress:
-        bar = progress.add_task("looking at videos", total=len(paths))
-
-        def keep(path: Path, answer: Answer) -> None:
-            answers[path] = answer
-            progress.advance(bar)
-
-        if workers < 1:
-            for path in paths:
-                keep(path, _check(path))
-        waiting = [path for path in reversed(paths) if path not in answers]
-        while waiting:
-            for path in _check_until_crash(waiting, min(workers, len(waiting)), keep):
-                keep(path, _check_alone(path))  # one of these it was: each gets a process of its own
-    return {path: answers[path] for path in paths}
-
-
-def _check_until_crash(waiting: list[Path], workers: int, keep: Callable[[Path, Answer], None]) -> list[Path]:
-    """Works `waiting` off, from its end. Returns the files that were under way when a worker died, if one did."""
-    pool = _pool(workers)
-    under_way: dict[Future[Answer], Path] = {}
-    try:
-        while waiting or under_way:
-            while waiting and len(under_way) < 4 * workers:
-                path = waiting.pop()
-                try:
-                    under_way[pool.submit(_check, path)] = path
-                except BrokenProcessPool:
-                    waiting.append(path)
-                    break
-            if not under_way:
-                return []  # the pool broke between files: the next one goes on
-            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-            crashed = False
-            for future in done:
-                if isinstance(future.exception(), BrokenProcessPool):
-                    crashed = True
-                else:
-                    keep(under_way.pop(future), future.result())
-            if crashed:
-                return list(under_way.values())
-        return []
-    finally:
-        pool.shutdown(wait=not under_way, cancel_futures=True)
-
-
-def _check_alone(path: Path) -> Answer:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(_check, path).result()
-        except BrokenProcessPool:
-            return CRASHED
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Forked workers need no `if __name__ == "__main__"` in a user's script; they only decode.
-    method = "fork" if sys.platform == "linux" else "spawn"
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
 
 
 def _cores() -> int:
@@ -258,7 +316,8 @@ def _seconds(video: Video, info: VideoInfo) -> float:
     return min(info.duration_s, video.end_s or info.duration_s) - start_s
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Smallest, largest and median in words."""
     return f"{min(values):.2f} to {max(values):.2f}, median {statistics.median(values):.2f}"
 
 

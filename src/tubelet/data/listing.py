@@ -3,7 +3,8 @@
 A CSV or Parquet table with a column `path` and, where known, `start_s`, `end_s`, `label`, `group`, `split`, `fps`,
 `corpus`; any other column is kept. Relative paths start at the manifest's folder; a path may be a URL (`s3://...`), and
 so may the manifest. A video is a file, a folder or an archive of pictures, or a sample of a shard: see `read.py`.
-VideoMAE's own lists are read too: `path label` on each line, without a header, and V2's `path 0 -1`.
+VideoMAE's own lists are read too: `path label` on each line, without a header, and V2's `path 0 -1`; of folders of
+pictures `folder count label`, or for pre-training `folder first count`.
 
 Classes are numbered as they sort, unless a column `class_number` (from 0) says otherwise, as it does where a data set
 has an official order. A number that no video has is kept free, so that class k stays class k; how many classes come
@@ -20,13 +21,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 from tubelet import draws
-from tubelet.data.storage import Place, Url, opened, place
+from tubelet.data.info import PICTURES_FPS
+from tubelet.data.storage import Place, Url, content, place, resolved, words
 from tubelet.registry import nearest
 from tubelet.types import TubeletError
 
@@ -104,7 +106,7 @@ class Manifest(Sequence[Video]):
         """A hash of the rows and classes. Moving manifest and videos together does not change it."""
         digest = hashlib.blake2b(repr(self.classes).encode(), digest_size=8)
         for v in self.videos:
-            row = (_written(v.path, self.source), v.start_s, v.end_s, v.label, v.group, v.split)
+            row = (written(v.path, self.source), v.start_s, v.end_s, v.label, v.group, v.split)
             row += () if v.fps is None and v.corpus is None else (v.fps, v.corpus)
             digest.update(repr(row).encode(errors="surrogateescape"))
         return digest.hexdigest()
@@ -136,7 +138,7 @@ def read_manifest(path: str | Place, split: str | None = None) -> Manifest:
     path = place(path)
     if isinstance(path, Path) and path.is_dir():
         raise TubeletError(f"{path} is a folder; list its videos: tubelet data scan {path} -o clips.csv")
-    source = path.resolve() if isinstance(path, Path) else path
+    source = resolved(path)
     if path.suffix.lower() in PARQUET:
         videos = _read_parquet(path, _bytes(path), source.parent)
     else:
@@ -167,7 +169,7 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
     rows = []
     for video in manifest:
         row: dict[str, Any] = {c: getattr(video, c) for c in known} | {c: video.extra.get(c) for c in extra}
-        rows.append(row | {"path": _written(video.path, target)})
+        rows.append(row | {"path": written(video.path, target)})
     if manifest.classes != Manifest(manifest.videos).classes:
         extra.append(CLASS_NUMBER)
         for row, number in zip(rows, manifest.labels, strict=True):
@@ -285,6 +287,68 @@ def train_and_validation(manifest: Manifest) -> tuple[Manifest, Manifest]:
     return learnt, judged
 
 
+def join(manifests: Sequence[Manifest], labels: bool = True) -> Manifest:
+    """One manifest of several corpora, with `corpus` filled in: the name of each one's file where a row has none.
+
+    Classes are the same where they have the same name, and keep an official order (`class_number`) where there is one.
+    Where one has splits, all videos of one without are for training.
+
+    Args:
+        labels: keep them; False leaves them out, as a mixture for pre-training alone may.
+
+    Raises:
+        TubeletError: two have a corpus of one name, or their classes cannot be one list.
+    """
+    if len(manifests) < 2:
+        raise TubeletError("a mixture is of two manifests or more")
+    owners: dict[str, Manifest] = {}
+    videos: list[Video] = []
+    default = "train" if any(manifest.splits for manifest in manifests) else None
+    for manifest in manifests:
+        name = manifest.source.stem if manifest.source else "corpus"
+        split = None if manifest.splits else default
+        mine = [replace(v, corpus=v.corpus or name, split=v.split or split) for v in manifest]
+        for corpus in dict.fromkeys(str(video.corpus) for video in mine):
+            if owners.setdefault(corpus, manifest) is not manifest:
+                raise TubeletError(
+                    f"{owners[corpus].source} and {manifest.source} both have a corpus {corpus!r}: rename one of the "
+                    "files, or name its corpus in a column `corpus`"
+                )
+        videos += mine if labels else [replace(video, label=None) for video in mine]
+    return Manifest(videos, _joined_classes(manifests) if labels else None)
+
+
+def _joined_classes(manifests: Sequence[Manifest]) -> list[str] | None:
+    """The classes of several manifests in one list; None where they are as they sort."""
+    remedy = "give them the same names and numbers, or leave labels out (--no-labels)"
+    owners: dict[str, Manifest] = {}
+    for manifest in manifests:
+        for label in {video.label for video in manifest if video.label is not None}:
+            if owners.setdefault(label, manifest) is not manifest and label.isdecimal():
+                raise TubeletError(
+                    f"{owners[label].source} and {manifest.source} both have a class {label!r}, and a bare number may "
+                    f"not mean the same in both: {remedy}"
+                )
+    names: dict[int, tuple[str, Manifest]] = {}
+    numbers: dict[str, int] = {}
+    for manifest in manifests:
+        if manifest.classes == natural_sort(manifest.classes):
+            continue
+        for number, name in enumerate(manifest.classes):
+            if name not in owners:
+                continue
+            other, source = names.setdefault(number, (name, manifest))
+            if other != name or numbers.setdefault(name, number) != number:
+                raise TubeletError(
+                    f"{manifest.source}: class {number} is {name!r}, and in {source.source} it is "
+                    f"{source.classes[number]!r}: {remedy}"
+                )
+    if not names:
+        return None
+    more = natural_sort(owners.keys() - numbers.keys())
+    return [*by_number({number: name for number, (name, _) in names.items()}), *more]
+
+
 def natural_sort(words: Iterable[str]) -> list[str]:
     """Sorted as people do it: '2' before '10', case aside."""
 
@@ -324,17 +388,16 @@ def _numbered_classes(path: Place, videos: Sequence[Video]) -> list[str] | None:
 
 def _bytes(path: Place) -> bytes:
     try:
-        with opened(path) as file:
-            return file.read()
+        return content(path)
     except FileNotFoundError:
         raise TubeletError(f"no such manifest: {path}") from None
     except OSError as error:
-        raise TubeletError(f"cannot read {path}: {error.strerror or error}") from None
+        raise TubeletError(f"cannot read the manifest {path}: {words(error)}") from None
 
 
-def _text(path: Place, content: bytes) -> str:
+def _text(path: Place, encoded: bytes) -> str:
     try:
-        text = content.decode("utf-8-sig")
+        text = encoded.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise TubeletError(f"{path} is not a manifest: it is not UTF-8 text") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -365,20 +428,37 @@ def _path_and_label(line: str) -> tuple[str, str | None] | None:
 
 
 def _read_list(path: Place, text: str, folder: Place) -> list[Video]:
-    videos = []
+    rows: list[tuple[str, int | None, str | None]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         found = _path_and_label(line)
-        if found is not None and re.search(r"\s\d+$", found[0]):
-            raise TubeletError(
-                f"{path}, line {number}: {line.strip()[:60]!r} means a folder of frames, as VideoMAE V2 lists them, "
-                "and only video files are read; a video is listed as `path label` or `path 0 -1`"
-            )
         if found is None:
             raise TubeletError(f"{path}, line {number}: expected `path label`, got {line.strip()[:60]!r}")
-        videos.append(Video(_absolute(found[0], folder), label=found[1]))
+        pictures = re.fullmatch(r"(.*\S)\s+(\d+)", found[0])  # VideoMAE V2 lists folders of pictures with two numbers
+        rows.append((pictures[1], int(pictures[2]), found[1]) if pictures else (found[0], None, found[1]))
+    stretches = _are_stretches(text, [(name, number) for name, number, _ in rows if number is not None])
+    videos = []
+    for name, number, label in rows:
+        where = _absolute(name, folder)
+        if number is None or not stretches:
+            videos.append(Video(where, label=label))
+        elif number <= 1:
+            videos.append(Video(where))
+        else:
+            start, end = number - 1, number - 1 + int(label or 0)
+            videos.append(Video(where, start / PICTURES_FPS, end / PICTURES_FPS, fps=PICTURES_FPS))
     return videos
+
+
+def _are_stretches(text: str, numbered: Sequence[tuple[str, int]]) -> bool:
+    """Whether the two numbers after a folder are its first picture and how many, and not how many and the label.
+
+    VideoMAE V2 has the former in lists for pre-training and the latter in those for fine-tuning. The former also list
+    whole videos (`0 -1`), start with the first picture throughout, or have several stretches of one folder.
+    """
+    whole = re.search(r"\s0\s+-1\s*$", text, re.MULTILINE)
+    return bool(whole) or max((n for _, n in numbered), default=0) <= 1 or len(dict(numbered)) < len(set(numbered))
 
 
 def _read_csv(path: Place, text: str, folder: Place) -> list[Video]:
@@ -406,10 +486,10 @@ def _read_csv(path: Place, text: str, folder: Place) -> list[Video]:
     return videos
 
 
-def _read_parquet(path: Place, content: bytes, folder: Place) -> list[Video]:
+def _read_parquet(path: Place, encoded: bytes, folder: Place) -> list[Video]:
     pyarrow, parquet = _pyarrow()
     try:
-        table = parquet.read_table(io.BytesIO(content))
+        table = parquet.read_table(io.BytesIO(encoded))
     except (pyarrow.ArrowException, OSError):
         raise TubeletError(f"{path} is not a Parquet file, or it is damaged") from None
     _checked_columns(path, table.column_names)
@@ -489,7 +569,7 @@ def _absolute(text: str, folder: Place) -> Place:
     return path.resolve() if ".." in path.parts else path  # links keep the names their users gave them
 
 
-def _written(path: Place, source: Place | None) -> str:
+def written(path: Place, source: Place | None) -> str:
     """A path as a manifest at `source` says it."""
     if isinstance(path, Url):
         return path.removeprefix(f"{source.parent}/") if isinstance(source, Url) else path

@@ -1,8 +1,9 @@
 """The official lists of a data set, and which of their videos lie on a disk.
 
 A format (`data/formats`) reads annotation files into an `Official`; `gather` finds its videos below a folder and makes
-the manifest of them. What is missing is listed with the reason. Counts other than the published ones are said, never
-refused, since people's copies of the large data sets differ.
+the manifest of them. Where no file has a video's name, a folder of pictures with that name is it. What is missing is
+listed with the reason. Counts other than the published ones are said, never refused, since people's copies of the large
+data sets differ.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from tubelet.data import pictures
+from tubelet.data.info import PICTURES_FPS
 from tubelet.data.inspect import is_video, walk
 from tubelet.data.listing import Manifest, Video, natural_sort
 from tubelet.types import TubeletError
 
 NO_SPLIT = "no split"
-PICTURES = {".jpg", ".jpeg", ".png"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Listed:
     end_s: float | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
-    def at(self, path: Path) -> Video:
-        return Video(path, self.start_s, self.end_s, self.label, self.group, self.split, self.extra)
+    def at(self, path: Path, fps: float | None = None) -> Video:
+        return Video(path, self.start_s, self.end_s, self.label, self.group, self.split, self.extra, fps)
 
 
 class Official(NamedTuple):
@@ -48,6 +50,8 @@ class Official(NamedTuple):
     """In the official order: class k of a published classifier is class k here."""
     published: dict[str, dict[str, int]]
     """Who counted -> split (or `NO_SPLIT`) -> videos."""
+    fps: float | None = None
+    """Of its videos, for those that are folders of pictures; None where it differs or is not known."""
 
     def only(self, splits: Sequence[str]) -> Official:
         """Some of the splits.
@@ -60,7 +64,7 @@ class Official(NamedTuple):
             if split not in known:
                 raise TubeletError(f"these annotations have no split {split!r}; there are: {', '.join(known)}")
         published = {who: {s: n for s, n in counts.items() if s in splits} for who, counts in self.published.items()}
-        return Official([video for video in self.videos if video.split in splits], self.classes, published)
+        return self._replace(videos=[video for video in self.videos if video.split in splits], published=published)
 
     def checksum(self) -> str:
         """Of names, labels, groups, splits and classes. It does not depend on any disk."""
@@ -117,6 +121,7 @@ class Gathered:
             ("classes", f"{len(counts):,} of {len(self.official.classes):,}, {each} videos each"),
             *groups,
             *([("listed more than once", f"{repeated:,}")] if repeated else []),
+            *self._folders(),
             ("missing on the disk", f"{len(self.missing):,}"),
             ("on the disk, not in the list", f"{len(self.unlisted):,}"),
             ("checksum of the list", self.official.checksum()),
@@ -124,15 +129,23 @@ class Gathered:
         ]
 
 
-def gather(official: Official, root: str | Path, keep_missing: bool = False) -> Gathered:
+    def _folders(self) -> list[tuple[str, str]]:
+        rates = Counter(video.fps for video in self.manifest if video.fps is not None)
+        return [("folders of pictures", f"{count:,}, taken to be {fps:g} a second") for fps, count in rates.items()]
+
+
+def gather(
+    official: Official, root: str | Path, keep_missing: bool = False, fps: float | None = None
+) -> Gathered:
     """Finds the videos of a list below `root`.
 
     A file is that of a listed video when it has its name, whatever the ending. Of several the one is taken that lies
     in the listed folder; a file elsewhere only if no other video of the list has that name, so that equal names in
-    different folders stay different videos.
+    different folders stay different videos. Folders of pictures count as files without an ending, where there are none.
 
     Args:
         keep_missing: videos that are not there are in the manifest too, at the first place that was tried.
+        fps: of folders of pictures; None = that of the data set, or 30 where it has none.
 
     Raises:
         TubeletError: there is no such folder, or none of the videos is in it.
@@ -141,7 +154,7 @@ def gather(official: Official, root: str | Path, keep_missing: bool = False) -> 
     if not root.is_dir():
         raise TubeletError(f"no such folder of videos: {root}")
     root = root.resolve()
-    disk = _Disk(root, official.videos)
+    disk, rate = _Disk(root, official.videos), fps or official.fps or PICTURES_FPS
     kept: list[Video] = []
     present: list[Listed] = []
     missing: list[tuple[Path, str]] = []
@@ -149,7 +162,7 @@ def gather(official: Official, root: str | Path, keep_missing: bool = False) -> 
         answer = disk.find(video.names)
         if isinstance(answer, Path):
             present.append(video)
-            kept.append(video.at(answer))
+            kept.append(video.at(answer, rate if answer in disk.pictures else None))
             continue
         missing.append((root / video.names[0], answer))
         if keep_missing:
@@ -162,6 +175,8 @@ def gather(official: Official, root: str | Path, keep_missing: bool = False) -> 
         )
     used = {video.path for video in kept}
     unlisted = [path for paths in disk.videos.values() for path in paths if path not in used]
+    if used & disk.pictures:
+        unlisted += [path for name, paths in disk.folders.items() if name not in disk.listed for path in paths]
     there = official._replace(videos=present)
     return Gathered(Manifest(kept, official.classes), official, there, missing, unlisted)
 
@@ -172,19 +187,22 @@ class _Disk:
     def __init__(self, root: Path, listed: Sequence[Listed]) -> None:
         self.root = root
         self.videos = defaultdict[str, list[Path]](list)
-        self.frames: set[str] = set()
-        """Names of folders with pictures in them."""
+        self.pictures: set[Path] = set()
+        """Folders with pictures in them."""
         for path in walk(root):
             if is_video(path):
                 self.videos[path.stem].append(path)
-            elif path.suffix.lower() in PICTURES:
-                self.frames.add(path.parent.name)
+            elif path.suffix.lower() in pictures.SUFFIXES:
+                self.pictures.add(path.parent)
+        self.folders = defaultdict[str, list[Path]](list)
+        for path in sorted(self.pictures - {root}):
+            self.folders[path.name].append(path)
         self.listed = Counter(stem for video in listed for stem in {_stem(name) for name in video.names})
 
     def find(self, names: Sequence[str]) -> Path | str:
-        """The file of a listed video, or why there is none."""
-        for name in names:
-            candidates = self.videos.get(_stem(name), [])
+        """The file or folder of a listed video, or why there is none."""
+        for name, there in [(name, there) for there in (self.videos, self.folders) for name in names]:
+            candidates = there.get(_stem(name), [])
             rank = {path: self._rank(path, PurePosixPath(name)) for path in candidates}
             best = max(rank.values(), default=None)
             if best is None or ("/" in name and best[0] == 0 and self.listed[_stem(name)] > 1):
@@ -193,11 +211,6 @@ class _Disk:
             if len(chosen) > 1:
                 return f"two files could be it: {chosen[0]} and {chosen[1]}"
             return chosen[0]
-        if self.frames.intersection(map(_stem, names)):
-            return (
-                "it is a folder of pictures, and only video files are read: "
-                "make one of each, as with ffmpeg -framerate 12 -i FOLDER/%05d.jpg FOLDER.mp4"
-            )
         return "no such file, nor one of that name in another folder"
 
     def _rank(self, path: Path, name: PurePosixPath) -> tuple[int, bool, bool]:

@@ -13,6 +13,8 @@ frame is taken one gap earlier; and where a file is longer than that, every star
 
 from __future__ import annotations
 
+import math
+
 import numpy
 from numpy import ndarray
 from numpy.random import Generator
@@ -28,6 +30,12 @@ def step_s(stride: int, reference_fps: float, fps: float) -> float:
     own frames.
     """
     return stride / (reference_fps or fps)
+
+
+def span(start_s: float | None, end_s: float | None, duration_s: float, fps: float) -> tuple[float, float]:
+    """Start and duration of a part of a video, from a whole frame on. Nothing is left of it where that is 0 or less."""
+    first = math.floor((start_s or 0.0) * fps + _SLACK) / fps
+    return first, (duration_s if end_s is None else min(end_s, duration_s)) - first
 
 
 def random_clip(duration_s: float, fps: float, frames: int, gap_s: float, generator: Generator) -> ndarray:

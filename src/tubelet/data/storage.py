@@ -10,6 +10,8 @@ import io
 import os
 import posixpath
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +19,9 @@ from typing import Any, BinaryIO
 from tubelet.types import TubeletError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+READ_AHEAD = 1 << 20
+"""Bytes. A request takes about as long as so many bytes do."""
 
 
 class Url(str):
@@ -57,29 +62,86 @@ def place(text: str | Path) -> Place:
     return Url(text) if _SCHEME.match(text) else Path(text)
 
 
+def resolved(source: Place) -> Place:
+    """A path from the root, through links; a URL is one already."""
+    return source.resolve() if isinstance(source, Path) else source
+
+
 def opened(source: Place) -> BinaryIO:
-    """A seekable file of the bytes there.
+    """A seekable file of the bytes there. That of a URL asks for a mebibyte ahead.
 
     Raises:
         OSError: it is missing or cannot be read, with the words of the file system.
-        TubeletError: the scheme of a URL needs a package that is not installed.
+        TubeletError: the scheme of a URL is not known, or needs a package that is not installed.
     """
     if isinstance(source, Path):
         return source.open("rb")
-    system, path = _system(source)
-    return system.open(path, "rb")
+    return io.BufferedReader(Window(source, 0, size(source)), READ_AHEAD)
 
 
 def size(source: Place) -> int:
     """Bytes. Raises what `opened` raises."""
+    return source.stat().st_size if isinstance(source, Path) else _remote_size(source)
+
+
+@lru_cache(maxsize=1 << 12)
+def _remote_size(source: Url) -> int:
+    with _asking(source) as (system, path):
+        about = system.info(path)
+        if about["type"] == "directory":
+            raise IsADirectoryError(f"{source} is a folder")
+        if about["size"] is None:
+            raise OSError(f"{source} does not tell its size: copy it to this machine")
+        return int(about["size"])
+
+
+def part(source: Place, offset: int, count: int) -> bytes:
+    """Bytes from `offset` on: one read of a file that stays open, or one ranged request.
+
+    Raises:
+        OSError: there are fewer bytes, or none.
+    """
     if isinstance(source, Path):
-        return source.stat().st_size
-    system, path = _system(source)
-    return int(system.size(path))
+        found = os.pread(_descriptor(source, stamp(source), os.getpid()).fileno(), count, offset)
+    else:
+        with _asking(source) as (system, path):
+            found = bytes(system.cat_file(path, start=offset, end=offset + count))
+    if len(found) != count:
+        raise OSError(f"{source} gives {len(found):,} bytes from byte {offset:,}, where {count:,} were expected")
+    return found
 
 
-def stamp(source: Place) -> tuple[int, int] | None:
-    """Bytes and date (in nanoseconds) of the file a place is, or is inside of; None where there is no such file.
+def content(source: Place) -> bytes:
+    """All bytes. Raises what `opened` raises."""
+    if isinstance(source, Path):
+        return source.read_bytes()
+    with _asking(source) as (system, path):
+        return bytes(system.cat_file(path))
+
+
+def names(folder: Place) -> list[str]:
+    """The names of what is in a folder, in no order. Raises what `opened` raises."""
+    if isinstance(folder, Path):
+        return os.listdir(folder)  # noqa: PTH208 - names alone, of folders with thousands
+    with _asking(folder) as (system, path):
+        return [Url(name).name for name in system.ls(path, detail=False)]
+
+
+def is_folder(place: Place) -> bool:
+    """Whether it is a folder. A URL that ends as files do is none, and costs no request."""
+    if isinstance(place, Path):
+        return place.is_dir()
+    if place.suffix:
+        return False
+    with _asking(place) as (system, path):
+        return bool(system.isdir(path))
+
+
+Stamp = tuple[int, int]
+
+
+def stamp(source: Place) -> Stamp | None:
+    """Bytes and date (in nanoseconds) of the file that a place is or lies in; None where there is no such file.
 
     They change when it is made anew. A URL has none, since asking costs a request: what it names is taken to stay as
     it is. A folder has those of its list of files.
@@ -97,20 +159,36 @@ def stamp(source: Place) -> tuple[int, int] | None:
     return None
 
 
-def part(source: Place, offset: int, count: int) -> bytes:
-    """Bytes from `offset` on: one read of a file that stays open, or one ranged request.
+def words(error: OSError) -> str:
+    """What is wrong, in one line."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    return error.strerror or " ".join(str(error).split()) or "it cannot be read"
+
+
+def put(file: Path, target: Place) -> None:
+    """Moves a file of this machine to its place, whole or not at all, and sees that it is on the disk.
 
     Raises:
-        OSError: there are fewer bytes, or none.
+        OSError: it cannot be written there.
+        TubeletError: the scheme of a URL needs a package that is not installed.
     """
-    if isinstance(source, Path):
-        found = os.pread(_descriptor(source, os.getpid()).fileno(), count, offset)
-    else:
-        system, path = _system(source)
-        found = bytes(system.cat_file(path, start=offset, end=offset + count))
-    if len(found) < count:
-        raise OSError(f"{source} ends after byte {offset + len(found):,}, where {offset + count:,} were expected")
-    return found
+    if isinstance(target, Path):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        file.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name too
+        finally:
+            os.close(folder)
+        return
+    with _asking(target) as (system, path):
+        system.makedirs(system._parent(path), exist_ok=True)
+        system.put_file(str(file), path)
+    file.unlink()
 
 
 class Window(io.RawIOBase):
@@ -143,17 +221,29 @@ class Window(io.RawIOBase):
 
 
 @lru_cache(maxsize=64)
-def _descriptor(path: Path, _process: int) -> BinaryIO:
-    """A file that is kept open. The process is part of the key, so that none is shared after a fork."""
+def _descriptor(path: Path, _stamp: Stamp | None, _process: int) -> BinaryIO:
+    """A file that is kept open, until it is made anew. None is shared after a fork: the process is part of the key."""
     return path.open("rb")
 
 
-def _system(url: Url) -> tuple[Any, str]:
+@contextmanager
+def _asking(url: Url) -> Iterator[tuple[Any, str]]:
+    """The file system of a URL and the path in it. What fails inside, each store in its own way, is an `OSError`.
+
+    fsspec remembers file systems, and after a fork makes them anew: none may be kept here.
+    """
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(str(url))
+        system, path = fsspec.core.url_to_fs(str(url))
     except ImportError as error:
         raise TubeletError(f"{url} needs a package for its scheme: {error}") from None
     except ValueError as error:
-        raise TubeletError(f"{url} is not a place that can be read: {error}") from None
+        known = "s3://, gs://, az://, hf://, http://, sftp:// or another that fsspec knows"
+        raise TubeletError(f"{url} cannot be read: {error}; a URL starts with {known}") from None
+    try:
+        yield system, path
+    except (OSError, TubeletError):
+        raise
+    except Exception as error:
+        raise OSError(" ".join(f"{url}: {type(error).__name__}: {error}".split())) from error

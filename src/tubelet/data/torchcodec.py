@@ -25,8 +25,9 @@ import av
 import numpy
 
 from tubelet import log
-from tubelet.data import decode, storage
 from tubelet.data import read as reading
+from tubelet.data import storage
+from tubelet.data.container import PICTURES
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.storage import Place
 from tubelet.data.workers import Failure, Workers
@@ -196,7 +197,7 @@ def _starts(source: Callable[[], str | BinaryIO]) -> tuple[numpy.ndarray, float]
         try:
             with av.open(opened, "r", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
                 stream = container.streams.best("video")
-                if stream is None or stream.disposition & decode.PICTURES or stream.time_base is None:
+                if stream is None or stream.disposition & PICTURES or stream.time_base is None:
                     return None
                 tick_s = float(stream.time_base)  # a closed container must not be asked
                 stamps = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]

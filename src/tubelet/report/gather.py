@@ -218,7 +218,7 @@ def _films(run: Path, manifest: Manifest, count: int, seed: int) -> tuple[list[F
         for video, true in asked:
             try:
                 files = reconstruct(
-                    run, video.path, Path(folder), start_s=video.start_s, true_statistics=true, seed=seed
+                    run, video.path, Path(folder), start_s=video.start_s, true_statistics=true, seed=seed, fps=video.fps
                 )
             except TubeletError as error:
                 return films, str(error)

@@ -18,6 +18,7 @@ from tubelet.checkpoint import write_atomically
 from tubelet.log import read_metrics
 from tubelet.report import figures
 from tubelet.report.gather import ReportData, gather
+from tubelet.tasks.protocol import counted
 from tubelet.types import TubeletError
 
 __all__ = ["ReportData", "gather", "write_report"]
@@ -120,7 +121,7 @@ def table(results: Results, learner: str) -> list[Line]:
                     task, variant, result["top1"] == best, _percent(result["top1"]),
                     f"{_percent(low)} – {_percent(high)}", _percent(result.get("top5")),
                     _percent(result.get("class_mean")),
-                    str(result.get("train_videos", "–")), str(result.get("videos", "–")), spread,
+                    str(result.get("train_videos", "–")), counted(result), spread,
                 )
             )  # fmt: skip
     return lines
@@ -213,11 +214,13 @@ def cost(provenance: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tupl
     """What the run took, as names and values."""
     seconds, clips = provenance.get("seconds"), provenance.get("clips_seen")
     rates = sorted(line["clips_per_s"] for line in metrics if line.get("clips_per_s"))
+    waits = sorted(line["waiting"] for line in metrics if "waiting" in line)
     rows: list[tuple[str, Any]] = [
         ("training time", _duration(seconds) if seconds else None),
         ("optimiser steps", provenance.get("steps")),
         ("clips seen", clips),
         ("clips per second", f"{rates[len(rates) // 2]:,.1f} (median)" if rates else None),
+        ("waiting for clips", f"{100 * waits[len(waits) // 2]:.0f} % of the time (median)" if waits else None),
         *((name, provenance.get(name)) for name in ("parameters", "machine", "processes", "versions")),
         ("seed", str(provenance.get("seed", ""))),
         *((name, provenance.get(name)) for name in ("started", "finished", "manifest", "fingerprint")),

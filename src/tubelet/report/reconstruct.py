@@ -13,6 +13,7 @@ from tubelet import draws
 from tubelet.checkpoint import read_about
 from tubelet.data.read import probe, read
 from tubelet.data.sample import grid, step_s
+from tubelet.data.storage import Place
 from tubelet.data.transform import center_crop
 from tubelet.report.pictures import as_bytes, enlarge, film, png
 from tubelet.train.run import load_learner
@@ -37,13 +38,14 @@ class ReconstructionFiles(NamedTuple):
 
 def reconstruct(
     run: Path,
-    video: Path,
+    video: Place,
     out: Path,
     *,
     ratio: float | None = None,
     start_s: float | None = None,
     true_statistics: bool = True,
     seed: int = 0,
+    fps: float | None = None,
 ) -> ReconstructionFiles:
     """Hides cubes of one clip of ``video``, lets the run's learner fill them in, and writes both to the folder ``out``.
 
@@ -56,6 +58,7 @@ def reconstruct(
         true_statistics: take mean and deviation of each hidden cube from the original (the decoder predicts pixels
             relative to them); otherwise from the nearest visible cube.
         seed: another seed hides other cubes.
+        fps: pictures a second, where the video is pictures without a clock; None = 30.
 
     Raises:
         TubeletError: the run's learner cannot reconstruct, the ratio hides nothing or everything, the video cannot be
@@ -67,7 +70,7 @@ def reconstruct(
         raise TubeletError(f"{run} was trained with {name!r}, which cannot reconstruct: use a run of videomae")
     if ratio is not None:
         learner.ratio = ratio  # type: ignore[assignment]
-    clip, gap_s = read_clip(video, read_about(run)["clip"], start_s)  # T C H W
+    clip, gap_s = read_clip(video, read_about(run)["clip"], start_s, fps)  # T C H W
     keys = torch.tensor([draws.key(seed, "reconstruct")])
     batch = (clip.float() / 255).transpose(0, 1)[None]  # 1 C T H W
     made: Any = learner.reconstruct(batch, None, keys, true_statistics)  # type: ignore[operator]
@@ -82,13 +85,15 @@ def reconstruct(
     return files
 
 
-def read_clip(video: Path, shape: dict[str, Any], start_s: float | None = None) -> tuple[Tensor, float]:
+def read_clip(
+    video: Place, shape: dict[str, Any], start_s: float | None = None, fps: float | None = None
+) -> tuple[Tensor, float]:
     """One clip in the shape of a run (its ``clip``), the middle of the picture, and the seconds between frames.
 
     Returns:
         T C S S uint8; the gap in seconds.
     """
-    info = probe(video)
+    info = probe(video, fps)
     gap_s = step_s(shape["stride"], shape["reference_fps"], info.fps)
     if start_s is None:
         times = grid(info.duration_s, info.fps, shape["frames"], gap_s)[0]
@@ -96,7 +101,7 @@ def read_clip(video: Path, shape: dict[str, Any], start_s: float | None = None) 
         if not 0 <= start_s < info.duration_s:
             raise TubeletError(f"{video} lasts {info.duration_s:.2f} s: start_s must lie in it, not at {start_s:g}")
         times = start_s + 0.5 / info.fps + numpy.arange(shape["frames"]) * gap_s  # T
-    return center_crop(read(video, times, short_side=shape["size"]), shape["size"]), gap_s
+    return center_crop(read(video, times, shape["size"], fps), shape["size"]), gap_s
 
 
 def side_by_side(panels: list[Tensor], dim: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tubelet import dist
 from tubelet.checkpoint import weights_hash, write_atomically, write_json
+from tubelet.data import storage
 from tubelet.data.clips import Clips
 from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest
@@ -150,8 +151,7 @@ def contents(manifest: Manifest) -> str:
     """A fingerprint of the rows and of the size and date of their files, which changes when a file is made anew."""
     digest = hashlib.blake2b(manifest.fingerprint.encode(), digest_size=10)
     for video in manifest.videos:
-        about = video.path.stat() if video.path.exists() else None
-        digest.update(repr(about and (about.st_size, about.st_mtime_ns)).encode())
+        digest.update(repr(storage.stamp(video.path)).encode())
     return digest.hexdigest()
 
 

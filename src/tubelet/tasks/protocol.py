@@ -29,7 +29,7 @@ from tubelet.metrics.classification import judge
 from tubelet.types import TubeletError
 
 Result = dict[str, Any]
-"""What a task answers, ready for JSON: what `judge` returns, and ``seconds``, ``unreadable``, ``train_videos`` ..."""
+"""What a task answers, ready for JSON: what `judge` returns, and ``seconds``, ``missing``, ``train_videos`` ..."""
 
 
 class Task(Interface):
@@ -171,10 +171,17 @@ def conclude(
         video = protocol.test.videos[row]
         lines.writerow([video.path, video.label, protocol.classes[k], f"{probability:.6g}", row])
     write_atomically(out / "predictions.csv", lambda file: _write(file, text.getvalue()))
-    counts = {"unreadable": len(readable) - len(rows), "train_videos": len(protocol.train)}
+    missing = [str(protocol.test.videos[row].path) for row in (~readable).nonzero().flatten().tolist()]
+    counts: dict[str, Any] = {"unreadable": len(missing), "missing": missing, "train_videos": len(protocol.train)}
     if train_readable is not None:
         counts |= {"unreadable_train": int((~train_readable).sum()), "train_videos": int(train_readable.sum())}
     return {**result, **counts, **more, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def counted(result: Result) -> str:
+    """How many test videos a result counts, for people: "97 of 100" where some could not be read."""
+    videos, unreadable = result.get("videos"), result.get("unreadable", 0)
+    return "–" if videos is None else f"{videos} of {videos + unreadable}" if unreadable else str(videos)
 
 
 def _write(file: Path, text: str) -> None:

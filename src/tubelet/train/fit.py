@@ -85,7 +85,8 @@ def fit(
         precision: "auto" is bfloat16 where the hardware multiplies in it, else float32.
         workers: processes that decode; 0 = decode in this one.
         limit_s: seconds that the clips of one video may take; then its decoder is stopped and it counts as unreadable.
-        max_unreadable: share of unreadable videos above which training stops; below it others stand in for them.
+        max_unreadable: share of unreadable videos above which training stops; below it others stand in for them. With
+            0 it stops at the first.
         save: when to write a checkpoint.
         log_steps: steps between two lines of metrics.jsonl.
         seed: of the data order, the augmentation and the masks.
@@ -267,7 +268,8 @@ def _report_unreadable(loader: Loader, run: RunState, limit: float) -> None:
             f"step {run.step}: {len(run.unreadable):,} of {videos:,} videos cannot be read so far; listed in {listed}"
         )
         write_unreadable(listed, [(Path(path), reason) for path, reason in run.unreadable.items()])
-    if len(run.unreadable) > max(1, limit * videos):
+    allowed = max(1, int(limit * videos)) if limit > 0 else 0  # one of a handful is no share that says anything
+    if len(run.unreadable) > allowed:
         raise TubeletError(
             f"{len(run.unreadable)} of {videos} videos cannot be read (see {listed}), and train.max_unreadable is "
             f"{limit:g}: check them with `tubelet data check` and train on the manifest that it writes"

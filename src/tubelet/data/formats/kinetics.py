@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from tubelet.data.inspect import SPLITS
-from tubelet.data.listing import read_manifest
+from tubelet.data.listing import read_manifest, written
 from tubelet.data.official import Listed, Official, annotation_files, lines
 from tubelet.registry import register
 from tubelet.types import TubeletError
@@ -113,7 +113,8 @@ def _paths(file: Path, split: str, classes: list[str]) -> Iterator[Listed]:
         label = video.label or ""
         if not label.isdecimal() or int(label) >= len(classes):
             raise TubeletError(f"{file}: {label!r} of {video.path.name} is not a number below {len(classes)}")
-        inside = video.path.is_relative_to(file.resolve().parent)
-        path = video.path.relative_to(file.resolve().parent if inside else video.path.anchor)
+        said = written(video.path, file.resolve())
+        path = PurePosixPath(said.partition("://")[2] or said)
+        path = path.relative_to(path.anchor)
         film = YOUTUBE.fullmatch(path.stem)
         yield Listed((path.as_posix(),), classes[int(label)], split, film and film[1])

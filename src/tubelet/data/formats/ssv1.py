@@ -16,8 +16,8 @@ FILES = "the official lists of Something-Something V1: something-something-v1-la
 def ssv1(annotations: str, order: Literal["file", "alphabet"] = "file") -> Official:
     """Something-Something V1: something-something-v1-labels.csv, -train, -validation and -test.csv, of `id;label`.
 
-    It comes as folders of JPEG files, 12 a second; only videos are read, so make one of each folder: ID.mp4 or any
-    other ending. The test clips have no labels: published accuracies are on ``val``.
+    It comes as folders ID/ of JPEG files, 12 a second, which are read as they are; a file ID.mp4, or another ending, is
+    preferred. The test clips have no labels: published accuracies are on ``val``.
 
     Args:
         annotations: folder of the official files.
@@ -40,7 +40,7 @@ def ssv1(annotations: str, order: Literal["file", "alphabet"] = "file") -> Offic
             if label and label not in known:
                 raise TubeletError(f"{where}: {index.name} has no {label!r}")
             videos.append(Listed((f"{number}.mp4",), label or None, split))
-    return Official(videos, classes, {"published": {"train": 86_017, "val": 11_522, "test": 10_960}})
+    return Official(videos, classes, {"published": {"train": 86_017, "val": 11_522, "test": 10_960}}, fps=12)
 
 
 def _file(annotations: str, name: str) -> Path:

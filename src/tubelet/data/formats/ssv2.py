@@ -16,9 +16,9 @@ FILES = "the official JSON of Something-Something V2: labels, train, validation,
 def ssv2(annotations: str) -> Official:
     """Something-Something V2: labels.json, train.json, validation.json and test.json; videos ID.webm.
 
-    A label is a template without its brackets ("Holding [something]"); the sentence of the clip and what its
-    somethings are become columns. The test clips have no labels: published accuracies are on ``val``. Do not mirror
-    clips in training: left and right are labels.
+    Instead of a file, a folder ID/ of its pictures, 12 a second, is taken. A label is a template without its brackets
+    ("Holding [something]"); the sentence of the clip and what its somethings are become columns. The test clips have no
+    labels: published accuracies are on ``val``. Do not mirror clips in training: left and right are labels.
 
     Args:
         annotations: folder of the official files, whose names may begin with something-something-v2-.
@@ -45,7 +45,7 @@ def ssv2(annotations: str) -> Official:
     test = _file(annotations, "test")
     for place, row in enumerate(read_json(test, list), start=1):
         videos.append(Listed((f"{entry(row, 'id', f'{test}, entry {place}')}.webm",), split="test"))
-    return Official(videos, by_number(names), {"published": {"train": 168_913, "val": 24_777, "test": 27_157}})
+    return Official(videos, by_number(names), {"published": {"train": 168_913, "val": 24_777, "test": 27_157}}, fps=12)
 
 
 def _file(annotations: str, name: str) -> Path:

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tubelet.train.progress import Progress, Stretch, advice
+
+
+def test_a_stretch_knows_how_much_of_its_time_was_spent_waiting():
+    clock, loader = SimpleNamespace(step=4, seconds=10.0), SimpleNamespace(waited_s=3.0)
+    stretch = Stretch(clock, loader)
+    assert stretch.waiting(clock, loader) == 0
+    clock.step, clock.seconds, loader.waited_s = 8, 20.0, 9.0
+    stretch.add(SimpleNamespace(loss=2.0, grad_norm=1.0, metrics={}))
+    summary = stretch.summary(clock, loader, batch=16)
+    assert summary["waiting"] == pytest.approx(0.6)
+    assert (summary["clips_per_s"], summary["loss"]) == (pytest.approx(6.4), 2.0)
+
+
+def test_advice_says_what_binds_and_what_to_change():
+    assert advice(0.05, 1, 8) == "compute-bound: 5 % of the time is spent waiting for clips"
+    few = advice(0.6, 2, 8)
+    assert few.startswith("decode-bound: 60 %") and "train.workers (now 2, and there are 8 cores)" in few
+    assert "tubelet data pack" in few and "data.repeats" in few
+    assert "train.workers" not in advice(0.6, 8, 8)
+
+
+@pytest.mark.parametrize(("waiting", "said"), [(0.7, "decode-bound (70 % waiting)"), (0.1, "compute-bound (10 % wait")])
+def test_the_line_of_progress_says_what_binds(capsys, waiting, said):
+    with Progress(total=10, done=0, batch=4, quiet=False) as bar:
+        bar.show(5, 0.5, waiting)
+    assert said in capsys.readouterr().err
