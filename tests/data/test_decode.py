@@ -56,7 +56,9 @@ class Through:
         self.starts: list[int] = []
         self.pictures: list[Any] = []
         with av.open(str(path)) as container:
-            self.stream = next(s for s in container.streams.video if not s.disposition & PICTURES)
+            films: list[Any] = [s for s in container.streams.video if not s.disposition & PICTURES]
+            best: Any = container.streams.best("video")
+            self.stream = best if best in films else films[0]
             self.stream.codec_context.thread_count = 1
             self.tick_s, self.fps = float(self.stream.time_base or 0), rate(self.stream)
             self.counted = container.format.name == "avi" and bool(self.stream.codec_context.has_b_frames)
