@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy
 
-from videos import painted
+from videos import painted, usual_priority
 
 os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder is talkative
 
@@ -22,6 +22,7 @@ SIZE = (48, 64)
 QUIET_X265 = "log-level=none:pools=1:frame-threads=1"
 
 
+@usual_priority()
 def film(
     path: Path,
     pictures: Iterable[numpy.ndarray] | None = None,

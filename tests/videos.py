@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,16 @@ import numpy
 
 BITS = 8
 CLOCK = Fraction(1, 90_000)
+
+
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Undoes what libsvtav1 does to a process of root: it makes it a real-time one, which starves all others."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def make_video(

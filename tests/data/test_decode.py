@@ -16,11 +16,13 @@ from tubelet.data import decode
 from tubelet.data.container import PICTURES, rate
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.storage import Window
+from videos import usual_priority
 
 X264 = {"preset": "veryfast", "crf": "20", "sc_threshold": "0"}
 PACKETS = Path("of which only the file of bytes is asked")
 
 
+@usual_priority()
 def film(
     path: Path,
     options: dict[str, str],
