@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from scenes import make_scene
 from tiny_run import make_recipe
 from tubelet import cli
-from tubelet.data import examine, inspect
+from tubelet.data import container, examine, inspect, read, storage
 from tubelet.data.cases import Finding
 from tubelet.data.check import CASES, Checked, check, thumbnails, write_json
 from tubelet.data.corpus import Corpus
@@ -177,8 +178,42 @@ def test_a_crash_and_a_hang_are_quarantined_and_tried_again_next_time(tree, tmp_
     assert len(check(tree, tmp_path / "clips.csv", workers=2).clean) == 8
 
 
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, "no_permission"), (errno.EIO, "unreadable")])
+def test_a_place_that_fails_for_a_while_is_looked_at_again(tree, tmp_path, monkeypatch, number, code):
+    opened = storage.opened
+
+    def failing(place):
+        if place.name == "3.mp4":
+            raise OSError(number, os.strerror(number))
+        return opened(place)
+
+    monkeypatch.setattr(container, "opened", failing)
+    monkeypatch.setattr(storage, "opened", failing)
+    read._probe.cache_clear()
+    found = check(tree, tmp_path / "clips.csv", workers=0)
+    assert {left.path.name: left.code for left in found.left_out}["3.mp4"] == code
+    monkeypatch.undo()
+    assert len(check(tree, tmp_path / "clips.csv", workers=0).clean) == 8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_surprise_costs_one_file_and_is_tried_again(tree, tmp_path, monkeypatch, workers):
+    whole = examine.examine
+
+    def surprising(place, fps):
+        return {}[place] if place.name == "3.mp4" else whole(place, fps)
+
+    monkeypatch.setattr(examine, "examine", surprising)
+    found = check(tree, tmp_path / "clips.csv", workers=workers)
+    (left,) = (left for left in found.left_out if left.code == "internal_error")
+    assert left.path.name == "3.mp4" and left.reason.startswith("internal error: KeyError: ")
+    monkeypatch.undo()
+    assert len(check(tree, tmp_path / "clips.csv", workers=0).clean) == 8
+
+
 def test_nothing_usable_writes_the_quarantine_and_no_manifest(tmp_path):
     (tmp_path / "videos").mkdir()
+    (tmp_path / "clips.csv").write_text("path\nof_a_run_before.mp4\n")
     for name in "ab":
         (tmp_path / f"videos/{name}.mp4").write_bytes(b"")
     found = check(tmp_path / "videos", tmp_path / "clips.csv", workers=0)
@@ -201,8 +236,15 @@ def test_a_manifest_keeps_its_order_columns_and_class_numbers(tree, tmp_path):
     assert {left.code for left in found.left_out} == {"empty", "missing"}
     dropped = check(tmp_path / "mine.csv", workers=0, drop_leaks=True)
     assert [v.split for v in dropped.clean] == ["val"]
+
+
+@pytest.mark.parametrize("source", ["clips.csv", "clips-quarantine.csv", "clips-check.json", "link.csv"])
+def test_no_output_takes_the_place_of_the_source(tmp_path, source):
+    (tmp_path / "link.csv").symlink_to("clips-quarantine.csv")
+    (tmp_path / source).write_text("path\ngone.mp4\n")
     with pytest.raises(TubeletError, match="would be written over"):
-        check(tmp_path / "mine.csv", tmp_path / "mine.csv")
+        check(tmp_path / source, tmp_path / "clips.csv")
+    assert (tmp_path / source).read_text() == "path\ngone.mp4\n"
 
 
 # What shows in all files together, on examinations that were made up
@@ -271,6 +313,16 @@ def test_mixed_rates_sizes_and_what_nearly_all_have():
     large = seen(*many("b", "train", 5), size=(1920, 1080))
     mixed = Corpus(Manifest([*a.manifest, *large.manifest]), list(range(10)), a.files + large.files)
     assert codes(mixed)["mixed_sizes"] == "short sides from 240 to 1080 pixels"
+
+
+def test_no_row_is_dropped_for_the_sake_of_a_copy_that_has_gone(tree, tmp_path):
+    rows = ["path,group,split", f"{tree}/train/run/1.mp4,,test", f"{tree}/test/run/copy.mp4,g,test"]
+    rows += [f"{tree}/train/jump/0.mp4,g,train", f"{tree}/train/run/3.mp4,,train"]
+    (tmp_path / "mine.csv").write_text("\n".join(rows))
+    found = check(tmp_path / "mine.csv", workers=0, drop_duplicates="exact", drop_leaks=True)
+    assert [(left.path.name, left.code) for left in found.left_out] == [("copy.mp4", "duplicate")]
+    found = check(tmp_path / "mine.csv", workers=0, drop_leaks=True)
+    assert [(left.path.name, left.code) for left in found.left_out] == [("0.mp4", "leak")]
 
 
 def test_every_code_has_a_meaning_and_a_remedy():

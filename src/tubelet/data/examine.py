@@ -390,7 +390,7 @@ class _Pictures:
 
 
 def _refused(where: Place, reason: str) -> Finding:
-    code = refusal(reason)
+    code = refusal(reason.replace(str(where), ""))  # what object storage says names the place, which may say anything
     if code == "not_a_video":
         with storage.opened(where) as file:
             if file.read(4) == _RESOURCE_FORK:
