@@ -151,7 +151,7 @@ def data_import(args: Namespace, _: list[str]) -> None:
     for columns, rows in [found.by_split(), *([found.by_class()] if args.per_class else [])]:
         printed(table(args.choice, columns, rows))
     printed(table(str(args.videos), ["", ""], [list(row) for row in found.summary()]))
-    say(f"wrote {args.out}; next: tubelet data scan {args.out} -o {args.out} looks whether each video can be read")
+    say(f"wrote {args.out}; next: tubelet data check {args.out} looks whether each video can be read")
 
 
 @command(

@@ -15,11 +15,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy
+
 from tubelet.data import cases, corpus, examine, inspect
+from tubelet.data.appearance import SMALL
 from tubelet.data.cases import Case, Finding
 from tubelet.data.corpus import Copies, Corpus, Leak, Remark
 from tubelet.data.examine import Examination
@@ -168,7 +171,7 @@ class Checked:
         gone = {left.row: left for left in self.left_out}
         rows = []
         for row, (video, file) in enumerate(zip(self.manifest, self.files, strict=True)):
-            told = {key: value for key, value in file.as_json().items() if key != "thumbnail"}
+            told = {key: value for key, value in file.as_json().items() if key not in ("thumbnail", "squares")}
             given = {key: getattr(video, key) for key in ("start_s", "end_s", "label", "group", "split")}
             left = gone.get(row)
             rows.append({"row": row, **given, "left_out": left and {"code": left.code, "reason": left.reason}, **told})
@@ -219,9 +222,15 @@ def check(
             else:
                 journal.pass_over(look, answer)
         files = [journal[look] for look in looks]
-    left_out = _unusable(manifest, files)
-    seen = _others(manifest, files, left_out)
-    copies, leaks = seen.copies(), seen.leaks()
+        left_out = _unusable(manifest, files)
+        seen = _others(manifest, files, left_out)
+
+        @lru_cache(maxsize=1 << 12)
+        def squares(row: int) -> numpy.ndarray:
+            content = numpy.frombuffer(journal.whole(looks[row]).squares, dtype=numpy.uint8)
+            return content.reshape(-1, SMALL, SMALL)  # K H W
+
+        copies, leaks = seen.copies(squares), seen.leaks()
     remarks = seen.remarks(copies, leaks)
     if len(left_out) > 0.1 * len(manifest):
         rows = [left.row for left in left_out]
@@ -249,7 +258,8 @@ def write_json(checked: Checked, **also: Any) -> None:
 def thumbnails(checked: Checked, rows: list[int]) -> dict[int, bytes]:
     """A small JPEG for each of some rows, where there is one."""
     with Journal(checked.out.journal) as journal:
-        return {row: picture for row in rows if (picture := journal.thumbnail(checked.looks[row]))}
+        found = {row: journal.whole(checked.looks[row]).thumbnail for row in rows if checked.files[row].info}
+        return {row: picture for row, picture in found.items() if picture}
 
 
 def _examine(look: Look) -> Examination | str:
