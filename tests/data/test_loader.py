@@ -633,3 +633,25 @@ def test_crops_that_are_resized_on_the_device_are_the_same(manifest, crop, worke
     plain = take(Loader(Clips(manifest, **long), 4), 2)
     for one, other in zip(plain, take(Loader(Clips(manifest, **long, resize_on="device"), 4), 2), strict=True):
         assert_same(one, other)
+
+
+def test_what_is_known_to_be_unreadable_is_not_tried_again(manifest, monkeypatch, tmp_path):
+    def hang(name):
+        if name == "2.mp4":
+            with (tmp_path / "tries").open("a") as tries:
+                tries.write("x")
+            time.sleep(1000)
+
+    misbehave(monkeypatch, hang)
+    loader = Loader(Clips(manifest, **CLIP).for_testing(), 3, workers=1, limit_s=0.5)
+    for _ in range(3):
+        readable = torch.cat([batch["readable"] for batch in loader.once()])
+        assert readable.tolist() == [row != 2 for row in range(VIDEOS)]
+    assert (tmp_path / "tries").read_text() == "x"
+
+
+def test_one_bad_span_does_not_make_the_file_s_other_spans_unreadable(folder):
+    rows = Manifest([Video(folder / "0.mp4", start_s=50.0), Video(folder / "0.mp4"), Video(folder / "1.mp4")])
+    loader = Loader(Clips(rows, **CLIP), 3)
+    take(loader, 4)
+    assert set(loader.unreadable_rows) == {0} and len(loader.unreadable) == 1

@@ -102,7 +102,14 @@ def test_weights_need_the_column():
 
 def test_candidates_are_all_others_once():
     slot = Slot(3, 5, 1, substitute=True)
-    found = list(candidates(slot, 40, 0))
+    peers = numpy.arange(40)
+    found = list(candidates(slot, peers, 0))
     assert found[0] == 5 and sorted(found) == list(range(40))
-    assert found == list(candidates(slot, 40, 0)) != list(candidates(slot._replace(epoch=4), 40, 0))
-    assert list(candidates(slot._replace(substitute=False), 40, 0)) == [5]
+    assert found == list(candidates(slot, peers, 0)) != list(candidates(slot._replace(epoch=4), peers, 0))
+    assert list(candidates(slot._replace(substitute=False), peers, 0)) == [5]
+
+
+def test_what_stands_in_is_of_the_same_corpus():
+    order = Order(mixed(a=9, b=5), 0, 2, weights={"a": 1, "b": 1})
+    assert order.peers(3).tolist() == list(range(9)) and order.peers(11).tolist() == list(range(9, 14))
+    assert Order(mixed(a=9, b=5), 0, 2).peers(3).tolist() == list(range(14))

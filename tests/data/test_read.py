@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import struct
 from pathlib import Path
 
 import av
@@ -92,6 +93,28 @@ def test_rotation(tmp_path, rotation):
     assert clip.shape == (2, 3, info.height, info.width)
     assert (info.height, info.width) == ((64, 48) if rotation in (90, 270) else (48, 64))
     assert numbers(numpy.rot90(clip, -rotation // 90, axes=(2, 3))) == [11, 2]
+
+
+@pytest.mark.parametrize("horizontal", [False, True])
+@pytest.mark.parametrize("vertical", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_mirrored(tmp_path, horizontal, vertical, swapped):
+    """Each of the eight matrices that only turn and flip: a flip left to right, upside down, then rows for columns."""
+    path = make_video(tmp_path / "a.mp4", 12)
+    stored = read.read(path, middles([11, 2]))  # T C H W
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    right, down = (-1 if horizontal else 1) << 16, (-1 if vertical else 1) << 16  # where these go to
+    a, b, c, d = (0, right, down, 0) if swapped else (right, 0, 0, down)
+    struct.pack_into(">9i", data, start, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    wanted = stored.flip([side for side, flipped in ((3, horizontal), (2, vertical)) if flipped])
+    wanted = wanted.transpose(2, 3) if swapped else wanted
+    clip = read.read(path, middles([11, 2]))
+    info = read.probe(path)
+    assert clip.shape == wanted.shape == (2, 3, info.height, info.width)
+    assert (clip == wanted).all()
+    assert info.mirrored == horizontal ^ vertical ^ swapped
 
 
 def test_colours_and_layout(tmp_path):

@@ -141,21 +141,58 @@ def test_large_tasks_and_results_do_not_block():
     assert all(len(result) == 600_000 for _, result in found)
 
 
-def test_processes_end_with_their_parent(tmp_path):
-    program = (
-        "import os, signal\n"
-        "from tubelet.data.workers import Workers\n"
-        "results = Workers(lambda task: os.getpid(), 2).map(range(99))\n"
-        "print(*{next(results)[1] for _ in range(20)}, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert found.returncode == -signal.SIGKILL
-    workers = [Path("/proc", pid) for pid in found.stdout.split()]
-    deadline = time.monotonic() + 12
+def run_alone(body: str) -> subprocess.CompletedProcess[str]:
+    head = "import os, signal, time\nfrom tubelet.data.workers import Workers\n"
+    return subprocess.run([sys.executable, "-c", head + body], capture_output=True, text=True, timeout=60)
+
+
+def gone(pids: str, within_s: float) -> bool:
+    workers = [Path("/proc", pid) for pid in pids.split()]
+    deadline = time.monotonic() + within_s
     while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert workers and not any(worker.exists() for worker in workers)
+    return bool(workers) and not any(worker.exists() for worker in workers)
+
+
+@pytest.mark.parametrize("last", ["os.kill(os.getpid(), signal.SIGKILL)", "", "raise SystemExit(3)"])
+def test_processes_end_with_their_parent_however_it_ends(last):
+    found = run_alone(
+        "results = Workers(lambda task: os.getpid(), 2).map(range(99))\n"
+        f"print(*{{next(results)[1] for _ in range(20)}}, flush=True)\n{last}\n"
+    )
+    assert found.returncode == {"": 0, "raise SystemExit(3)": 3}.get(last, -signal.SIGKILL)
+    assert gone(found.stdout, 12)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process of its parent's end")
+def test_a_process_that_hangs_ends_with_its_parent():
+    found = run_alone(
+        "def hang(task):\n    print(os.getpid(), flush=True)\n    while True: pass\n"
+        "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL)); signal.alarm(1)\n"
+        "next(Workers(hang, 1).map(range(9)))\n"
+    )
+    assert found.returncode == -signal.SIGKILL and gone(found.stdout, 5)
+
+
+def test_time_in_which_the_consumer_was_busy_is_no_task_s_fault():
+    workers = Workers(lambda task: task if time.sleep(0.02) is None else None, 2, limit_s=1.0)
+    results = workers.map(range(40), ahead=30)
+    found = [next(results)[1]]
+    for process in workers.processes:
+        os.kill(process.process.pid, signal.SIGSTOP)  # as a scheduler that suspends a job
+    time.sleep(2)
+    for process in workers.processes:
+        os.kill(process.process.pid, signal.SIGCONT)
+    assert found + [result for _, result in results] == list(range(40))
+
+
+def test_one_pass_at_a_time():
+    workers = Workers(doubled, 1)
+    results = workers.map(range(9))
+    next(results)
+    with pytest.raises(RuntimeError, match="in the middle of another pass"):
+        next(workers.map(range(9)))
+    assert len(list(results)) == 8
 
 
 def test_processes_end_with_the_pass():

@@ -136,24 +136,22 @@ def test_black_is_black_and_white_is_white(outcomes, case):
     assert levels[~dark].max() > 243
 
 
-@pytest.mark.parametrize("name", [
-    "turned_90.mp4", "turned_180.mp4", "turned_270.mp4",
-    pytest.param("mirrored.mp4", marks=pytest.mark.xfail(
-        strict=True, reason="a mirrored picture is turned by 180 degrees, and so upside down"
-    )),
-])  # fmt: skip
+@pytest.mark.parametrize("name", ["turned_90.mp4", "turned_180.mp4", "turned_270.mp4", "mirrored.mp4"])
 def test_the_floor_is_below(outcomes, name):
     assert outcomes[name].floor > 200
 
 
-@pytest.mark.xfail(strict=True, reason="a bare stream is taken to be one frame long: no clip is drawn from the rest")
 def test_a_bare_stream_has_its_length(outcomes):
-    assert outcomes["no_times_b_frames.h264"].info.duration_s == pytest.approx(70 / 25, abs=0.1)
+    assert outcomes["no_times_b_frames.h264"].info.duration_s == pytest.approx(70 / 25)
 
 
-@pytest.mark.xfail(strict=True, reason="what cannot be decoded at the start is counted in the length")
-def test_a_length_counts_from_the_first_frame(outcomes):
-    assert outcomes["no_first_key.mp4"].info.duration_s == pytest.approx(58 / 30, abs=0.1)
+@pytest.mark.parametrize("name", ["no_first_key.mp4", "open_gop_cut.ts"])
+def test_a_length_counts_from_the_first_frame_that_can_be_decoded(outcomes, name):
+    assert outcomes[name].info.duration_s == pytest.approx(58 / 30, abs=1e-3)
+
+
+def test_the_length_of_a_program_stream_is_that_of_its_frames(outcomes):
+    assert outcomes["program_stream.mpg"].info.duration_s == pytest.approx(70 / 25)
 
 
 def test_every_number_of_the_list_is_somewhere():

@@ -253,3 +253,17 @@ def test_metrics_lines_are_whole(corpus, tmp_path):
     lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert all({"epoch", "lr", "loss", "grad_norm", "clips_per_s", "waiting", "time"} <= line.keys() for line in lines)
+
+
+def test_what_is_unreadable_is_counted_by_videos_not_files(corpus, tmp_path):
+    from dataclasses import replace
+
+    from tubelet.data.listing import Manifest
+
+    videos = read_manifest(corpus, "train")
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("not a video")
+    spans = [replace(videos[0], path=broken, start_s=float(i)) for i in range(8)]
+    rows = Manifest([*videos.videos, *spans], classes=videos.classes)
+    with pytest.raises(TubeletError, match="videos cannot be read"):
+        fit(make_learner(), Clips(rows, **CLIP), tmp_path, **OPTIONS)

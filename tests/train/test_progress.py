@@ -26,8 +26,15 @@ def test_advice_says_what_binds_and_what_to_change():
     assert "train.workers" not in advice(0.6, 8, 8)
 
 
-@pytest.mark.parametrize(("waiting", "said"), [(0.7, "decode-bound (70 % waiting)"), (0.1, "compute-bound (10 % wait")])
-def test_the_line_of_progress_says_what_binds(capsys, waiting, said):
+@pytest.mark.parametrize(("waited_s", "said"), [(60.0, "decode-bound (100 % waiting)"), (0.0, "compute-bound (0 %")])
+def test_the_line_of_progress_says_what_binds(capsys, waited_s, said):
     with Progress(total=10, done=0, batch=4, quiet=False) as bar:
-        bar.show(5, 0.5, waiting)
+        bar.show(10, 0.5, waited_s)
     assert said in capsys.readouterr().err
+
+
+def test_the_line_of_progress_is_of_the_last_steps(capsys):
+    with Progress(total=1000, done=0, batch=4, quiet=False) as bar:
+        for step in range(1, 101):
+            bar.show(step, 0.5, 60.0)  # all the waiting was at the beginning
+    assert "compute-bound (0 % waiting)" in capsys.readouterr().err

@@ -54,7 +54,7 @@ class Appearance:
     """Frames are added in the order of display; then `findings`, `hashes`, `squares` and `thumbnail` are known."""
 
     def __init__(self, info: VideoInfo) -> None:
-        self.turns = info.rotation // 90
+        self.turns, self.mirrored = info.rotation // 90, info.mirrored
         self.mercy_s = 0.25 / info.fps  # starts of frames are rounded, in each container otherwise
         self.moments_s = [(k + 0.5) / HASHED * info.duration_s for k in range(HASHED)]
         self.hashes: list[int] = []
@@ -67,7 +67,7 @@ class Appearance:
 
     def add(self, start_s: float, picture: VideoFrame) -> None:
         small = self._reformatter.reformat(picture, SIDE, SIDE, "gray", interpolation="AREA", threads=1)
-        grey = numpy.rot90(small.to_ndarray(), self.turns)  # H W
+        grey = self._upright(small.to_ndarray())  # H W
         self.frames += 1
         self.black += bool(grey.max() <= BLACK)
         self.flat += bool(grey.std() < FLAT)
@@ -117,12 +117,15 @@ class Appearance:
                 square = grey.reshape(SMALL, SIDE // SMALL, SMALL, SIDE // SMALL).mean(axis=(1, 3))
                 self.squares += square.round().astype(numpy.uint8).tobytes()
 
+    def _upright(self, pixels: numpy.ndarray) -> numpy.ndarray:
+        return numpy.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
+
     def _encode(self, picture: VideoFrame) -> bytes:
         """A small JPEG, upright."""
         scale = min(1.0, THUMBNAIL / max(picture.width, picture.height))
         width, height = (max(1, round(side * scale)) for side in (picture.width, picture.height))
         rgb = VideoReformatter().reformat(picture, width, height, "rgb24", interpolation="AREA", threads=1)
-        upright = numpy.rot90(rgb.to_ndarray(), self.turns)  # H W C
+        upright = self._upright(rgb.to_ndarray())  # H W C
         encoder = av.CodecContext.create("mjpeg", "w")
         encoder.width, encoder.height = upright.shape[1], upright.shape[0]
         encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1, 25)

@@ -20,7 +20,7 @@ import numpy
 from av.video.reformatter import VideoReformatter
 
 from tubelet.data.container import FALLBACK_FPS, open_container, rate, video_stream, words
-from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.info import UnreadableVideo, VideoInfo, shrunk
 from tubelet.data.packets import Doubt, Packets
 from tubelet.data.storage import Place
 
@@ -40,6 +40,9 @@ SCALED_AS = {"yuv420p": "yuv444p", "yuv422p": "yuv444p", "yuvj420p": "yuvj444p",
 INDEX_MISLEADS = {"mpeg", "mpegts"}
 """Containers without an index, for which FFmpeg lists any packet it has seen as a key frame."""
 
+TAIL_S = 2.0
+"""So much of the end of a program stream is read to find its last frame."""
+
 UNINDEXED_JUMP_S = 5.0
 """Without an index nobody knows where the next key frame is: a gap longer than this is worth a seek."""
 
@@ -55,7 +58,7 @@ def probe(path: Place, file: Callable[[], BinaryIO] | None = None) -> VideoInfo:
     """
     with _Player(path, file) as player:
         stream, picture = player.stream, player.shown.picture
-        turns = _quarter_turns(picture)
+        turns, mirrored = _orientation(picture)
         duration_s = player.duration_s()
         return VideoInfo(
             duration_s=duration_s,
@@ -66,6 +69,7 @@ def probe(path: Place, file: Callable[[], BinaryIO] | None = None) -> VideoInfo:
             codec=stream.codec_context.codec.canonical_name,
             start_s=player.origin * player.tick_s,
             rotation=90 * turns,
+            mirrored=mirrored,
         )
 
 
@@ -139,12 +143,8 @@ class _Painter:
     """
 
     def __init__(self, first: VideoFrame, short_side: int | None) -> None:
-        self.quarter_turns = _quarter_turns(first)
-        self.width, self.height = first.width, first.height
-        shorter = min(first.width, first.height)
-        if short_side is not None and short_side < shorter:
-            self.width = max(short_side, round(first.width * short_side / shorter))
-            self.height = max(short_side, round(first.height * short_side / shorter))
+        self.quarter_turns, self.mirrored = _orientation(first)
+        self.width, self.height = shrunk(first.width, first.height, short_side)
         turned = self.quarter_turns % 2
         self.shape = (self.width, self.height, 3) if turned else (self.height, self.width, 3)
         self.scaler, self.converter = VideoReformatter(), VideoReformatter()  # for all pictures: they keep their tables
@@ -154,7 +154,8 @@ class _Painter:
             planes = SCALED_AS.get(picture.format.name, "rgb24")
             picture = self.scaler.reformat(picture, self.width, self.height, planes, interpolation="AREA", threads=1)
         rgb = self.converter.reformat(picture, format="rgb24", threads=1)
-        return numpy.rot90(rgb.to_ndarray(), self.quarter_turns)  # H W C
+        pixels = rgb.to_ndarray()  # H W C
+        return numpy.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.quarter_turns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,14 +233,31 @@ class _Player:
         return self.packets.ended and self.coming is None and not self.packets.is_after(self.shown.start)
 
     def duration_s(self) -> float:
-        """From the header, or, where that is silent (live recordings), by reading every packet."""
-        ticks = self.stream.duration
-        if ticks is None and self.container.duration is not None:
-            # The container's clock does not start at the first frame, but its end is the file's end.
-            ticks = self.container.duration / av.time_base / self.tick_s - max(0, self.origin)
-        if ticks is None or ticks <= 0:
-            ticks = self._last_packet_end() - self.origin
-        return max(float(ticks * self.tick_s), 1 / self.fps)
+        """From the start of the first displayed frame to the end of the last. To be asked before playing.
+
+        The header says it. Where that is silent (live recordings, streams without a container) all packets are read.
+        """
+        end = self._announced_end()
+        if end is None:
+            end = self._last_packet_end()
+        elif self.container.format.name == "mpeg":  # the last stamp that FFmpeg found, and not each frame has one
+            with suppress(av.FFmpegError):
+                self.container.seek(int(end - TAIL_S / self.tick_s), stream=self.stream)
+            end = max(end, self._last_packet_end())
+        return max(float((end - self.origin) * self.tick_s), 1 / self.fps)
+
+    def _announced_end(self) -> float | None:
+        if self.stream.duration:
+            start = self.stream.start_time  # of the first packet, which it may not be possible to decode
+            return self.stream.duration + (self.origin if start is None else min(start, self.origin))
+        if self.container.duration is not None:  # its clock does not start at the first frame
+            return self.container.duration / av.time_base / self.tick_s + min(0, self.origin)
+        return None
+
+    def _last_packet_end(self) -> float:
+        for _ in self._demux():
+            pass
+        return self.end
 
     def _until_a_jump(self, moments: deque[float]) -> list[float]:
         """The first of `moments` and those for which one plays on from there."""
@@ -310,6 +328,7 @@ class _Player:
             self.trusting &= not self.in_order_of_storage and codec.field_order in PROGRESSIVE
             # How much earlier than displayed a picture may be decoded: files are searched by either time.
             self.delay = codec.reorder_depth / self.fps / self.tick_s
+            self.end = -math.inf  # of the packets that came by, in ticks
             self._play_from_here()
             shown = next(self.pictures, None)
             if shown is None:
@@ -353,24 +372,29 @@ class _Player:
             yield from codec.decode(None)  # what the decoder still holds
 
     def _demux(self) -> Iterator[Packet]:
+        step = 1 / self.fps / self.tick_s
         with suppress(av.FFmpegError):  # the file breaks off there
             for packet in self.container.demux(self.stream):
                 if packet.size == 0 and packet.dts is None:  # PyAV's mark of the end
                     break
+                start = max(self.end, 0) if packet.pts is None else packet.pts  # without times they are counted
+                self.end = max(self.end, start + (packet.duration or step))
                 yield packet
         if self.source.error:
             raise UnreadableVideo(self.path, words(self.source.error))
 
-    def _last_packet_end(self) -> float:
-        end = self.origin
-        with suppress(av.FFmpegError):
-            self.container.seek(self.origin, stream=self.stream)
-        for packet in self._demux():
-            if packet.pts is not None:
-                end = max(end, packet.pts + (packet.duration or 1 / self.fps / self.tick_s))
-        return end
 
 
-def _quarter_turns(picture: VideoFrame) -> int:
-    """Quarter turns counter-clockwise that bring a picture upright."""
-    return round(picture.rotation / 90) % 4
+def _orientation(picture: VideoFrame) -> tuple[int, bool]:
+    """Quarter turns counter-clockwise that bring a picture upright, and whether it is mirrored before, left to right.
+
+    The matrix of display (ISO/IEC 14496-12, 8.3.2) takes a point (p, q), q downward, to (a p + c q, b p + d q).
+    """
+    matrix = picture.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0, False
+    a, b, _, c, d, *_ = numpy.frombuffer(matrix, dtype=numpy.int32).tolist()
+    mirrored = a * d < b * c
+    if mirrored:
+        a, b = -a, -b
+    return round(math.atan2(-b, a) / (math.pi / 2)) % 4, mirrored

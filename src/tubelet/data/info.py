@@ -37,6 +37,8 @@ class VideoInfo:
     """When the first displayed frame starts on the file's own clock; our times count from there."""
     rotation: int
     """Degrees counter-clockwise by which decoded frames are turned for display: 0, 90, 180 or 270."""
+    mirrored: bool = False
+    """Whether decoded frames are mirrored for display, left to right, before they are turned."""
 
 
 def shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:

@@ -34,6 +34,49 @@ _RING_BYTES = 2 << 30
 """Above this, one batch is read ahead instead of two."""
 
 
+class _Row(NamedTuple):
+    """Shape and type of what one slot takes in a ring."""
+
+    shape: tuple[int, ...]
+    kind: type[numpy.generic]
+
+
+class _Task(NamedTuple):
+    """What a worker is asked: to read a row of the manifest into a row of the rings."""
+
+    place: int
+    """Of the rings."""
+    slot: Slot
+    row: int
+    """Of the manifest: the slot's own or that of a substitute."""
+    ends: bool
+    """Whether it is the last of its batch."""
+    refused: Failure | None = None
+    """Why it need not even be tried: it was, before."""
+
+
+class _Cut(NamedTuple):
+    """What a clip in the ring is: a `Piece` without its pixels."""
+
+    height: int
+    width: int
+    mirrored: bool
+
+
+class _Read(NamedTuple):
+    """What a worker answers when the pixels are in the rings; otherwise a `Failure`."""
+
+    times: list[list[numpy.ndarray]]
+    """Of each repeat and view."""
+    cuts: list[list[_Cut]]
+    """Likewise."""
+    heard: bool
+    """Whether there was sound."""
+
+
+_Done = tuple[_Task, _Read | Failure]
+
+
 class Loader:
     """Batches of clips, endlessly for training (`batches`) or every row once (`once`).
 
@@ -84,7 +127,8 @@ class Loader:
         """Path and reason of the files that could not be read so far."""
         self.waited_s = 0.0
         """Seconds spent waiting for clips that were not ready when they were asked for."""
-        self._bad_rows: set[int] = set()
+        self.unreadable_rows: dict[int, Failure] = {}
+        """Likewise by row of the manifest: of several spans of one file some may be readable."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -131,23 +175,20 @@ class Loader:
         if device is not None and torch.device(device).type == "cuda":
             for ring in rings:
                 ring.pin()
-        sizes: list[int] = []
-
-        def tasks() -> Iterator[_Task]:
-            for number, slots in enumerate(groups):
-                sizes.append(len(slots))
-                first = number % (1 + groups_ahead) * most
-                for index, slot in enumerate(slots):
-                    row = self._next_row(slot)
-                    yield _Task(first + index, slot, slot.id if row is None else row)
-
-        read = Workers[_Task, _Read | _Unreadable](partial(_fill, self.clips, rings), self.workers, self.limit_s)
-        results = read.map(tasks(), ahead=groups_ahead * most, again=self._again)
+        tasks = (
+            self._task(slot, place=number % (1 + groups_ahead) * most + index, ends=index == len(slots) - 1)
+            for number, slots in enumerate(groups)
+            for index, slot in enumerate(slots)
+        )
+        read = Workers[_Task, _Read | Failure](partial(_fill, self.clips, rings), self.workers, self.limit_s)
+        results = read.map(tasks, ahead=groups_ahead * most, again=self._again)
         try:
-            while (group := self._wait_for(results, sizes)) is not None:
+            while group := self._wait_for(results):
                 yield self._batch(group, rings, device)
         finally:
             results.close()
+            for ring in rings:
+                ring.unpin()
 
     def _rows(self, repeats: int) -> list[_Row]:
         """What one slot takes: the pictures of each view, then the sound of each."""
@@ -156,39 +197,44 @@ class Loader:
         sound = [_Row((repeats, clips.samples), numpy.float32)] if clips.audio_rate else []
         return [pictures] * clips.views + sound * clips.views
 
-    def _wait_for(
-        self, results: Iterator[tuple[_Task, _Result]], sizes: list[int]
-    ) -> list[tuple[_Task, _Result]] | None:
-        """The next group, complete; None after the last."""
+    def _wait_for(self, results: Iterator[_Done]) -> list[_Done]:
+        """The next group, complete; nothing after the last."""
         started = time.perf_counter()
-        group = list(itertools.islice(results, 1))
-        if group:
-            group += itertools.islice(results, sizes.pop(0) - 1)
+        group = []
+        for done in results:
+            group.append(done)
+            if done[0].ends:
+                break
         self.waited_s += time.perf_counter() - started
-        return group or None
+        return group
+
+    def _task(self, slot: Slot, place: int, ends: bool) -> _Task:
+        row = self._next_row(slot)
+        if row is None:
+            return _Task(place, slot, slot.id, ends, self.unreadable_rows[slot.id])
+        return _Task(place, slot, row, ends)
 
     def _next_row(self, slot: Slot) -> int | None:
         """The first row for a slot that is not known to be unreadable."""
-        if slot.id not in self._bad_rows:
+        if slot.id not in self.unreadable_rows:
             return slot.id
-        return next((r for r in candidates(slot, len(self.clips), self.clips.seed) if r not in self._bad_rows), None)
+        rows = candidates(slot, self.order.peers(slot.id), self.clips.seed)
+        return next((row for row in rows if row not in self.unreadable_rows), None)
 
-    def _again(self, task: _Task, result: _Result) -> _Task | None:
+    def _again(self, task: _Task, result: _Read | Failure) -> _Task | None:
         """Notes what could not be read, and answers what to read instead."""
-        if isinstance(result, _Read):
+        if isinstance(result, _Read) or task.refused is not None:
             return None
-        if isinstance(result, Failure):
-            result = _Unreadable(str(self.clips.manifest[task.row].path), result.reason)
-        self.unreadable[result.path] = result.reason
-        self._bad_rows.add(task.row)
+        self.unreadable[str(self.clips.manifest[task.row].path)] = result.reason
+        self.unreadable_rows[task.row] = result
         row = self._next_row(task.slot)
-        return None if row is None or not task.slot.substitute else task._replace(row=row)
+        return None if row is None else task._replace(row=row)
 
     def _batch(
-        self, group: list[tuple[_Task, _Result]], rings: list[Ring], device: torch.device | str | None
+        self, group: list[_Done], rings: list[Ring], device: torch.device | str | None
     ) -> Batch:
         """Samples side by side, in memory of their own, on the device where there is one."""
-        clips, (first, slot, _) = self.clips, group[0][0]
+        clips, first, slot = self.clips, group[0][0].place, group[0][0].slot
         readable = [isinstance(result, _Read) for _, result in group]
         for (task, _), good in zip(group, readable, strict=True):
             if not good:
@@ -221,7 +267,7 @@ class Loader:
         return batch if device is None else to_device(batch, device)
 
     def _video(
-        self, group: list[tuple[_Task, _Result]], view: int, ring: Ring, device: torch.device | str | None
+        self, group: list[_Done], view: int, ring: Ring, device: torch.device | str | None
     ) -> Tensor:
         """The clips of a view, out of the ring: B C T H W."""
         clips = self.clips
@@ -251,51 +297,14 @@ class Loader:
             )
 
 
-class _Row(NamedTuple):
-    shape: tuple[int, ...]
-    kind: type[numpy.generic]
-
-
-class _Task(NamedTuple):
-    place: int
-    """Its row of the rings."""
-    slot: Slot
-    row: int
-    """Of the manifest: the slot's own or that of a substitute."""
-
-
-class _Read(NamedTuple):
-    """What a worker answers when the pixels are in the ring."""
-
-    times: list[list[numpy.ndarray]]
-    heard: bool
-    """Whether there was sound."""
-    cuts: list[list[_Cut]]
-    """Of each repeat and view."""
-
-
-class _Cut(NamedTuple):
-    """What a clip in the ring is: its size, and whether it is yet to be mirrored."""
-
-    height: int
-    width: int
-    mirrored: bool
-
-
-class _Unreadable(NamedTuple):
-    path: str
-    reason: str
-
-
-_Result = _Read | _Unreadable | Failure
-
-
-def _fill(clips: Clips, rings: list[Ring], task: _Task) -> _Read | _Unreadable:
+def _fill(clips: Clips, rings: list[Ring], task: _Task) -> _Read | Failure:
     """Reads the clips of a task into its row of the rings: the work of a worker."""
+    if task.refused is not None:
+        return task.refused
     try:
         taken = clips.take(task.row, task.slot.epoch, task.slot.repeats, task.slot.id)
     except UnreadableVideo as error:
-        return _Unreadable(str(error.path), error.reason)
+        return Failure(error.reason)
     for repeat, views in enumerate(taken.clips):
         for ring, piece in zip(rings, views, strict=False):
             pixels = piece.pixels.permute(0, 2, 3, 1).numpy()  # T H W C
@@ -305,4 +314,4 @@ def _fill(clips: Clips, rings: list[Ring], task: _Task) -> _Read | _Unreadable:
             ring.array[task.place, repeat] = 0 if wave is None else wave.numpy()
     heard = any(wave is not None for waves in taken.sound for wave in waves)
     cuts = [[_Cut(*p.pixels.shape[-2:], mirrored=p.mirrored) for p in views] for views in taken.clips]
-    return _Read(taken.times, heard, cuts)
+    return _Read(taken.times, cuts, heard)

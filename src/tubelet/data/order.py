@@ -84,6 +84,10 @@ class Order:
         own_epoch, index = divmod(turn, length)
         return own_epoch, int(self._permutation(corpus, own_epoch)[index])
 
+    def peers(self, row: int) -> numpy.ndarray:
+        """The rows that may stand in for one: all, or those of its corpus, so that its weight stays what it is."""
+        return next(rows for rows in self.rows if len(self.rows) == 1 or row in rows)
+
     def _scheduled(self, epoch: int) -> tuple[numpy.ndarray, numpy.ndarray]:
         """For each position of an epoch its corpus, and how many of that came before in this epoch."""
         ranks = numpy.concatenate([numpy.arange(count) for count in self.counts])
@@ -103,11 +107,11 @@ class Order:
         return rows[draws.generator(self.seed, epoch, *stream).permutation(len(rows))]
 
 
-def candidates(slot: Slot, count: int, seed: int) -> Iterator[int]:
-    """The slot's own row and, where others may stand in, those of ``count`` rows, in an order drawn by hash."""
+def candidates(slot: Slot, peers: numpy.ndarray, seed: int) -> Iterator[int]:
+    """The slot's own row and, where others may stand in, those of ``peers``, in an order drawn by hash."""
     yield slot.id
     if slot.substitute:
-        others = draws.generator(seed, slot.epoch, slot.id, "substitute").permutation(count)
+        others = peers[draws.generator(seed, slot.epoch, slot.id, "substitute").permutation(len(peers))]
         yield from [int(row) for row in others if row != slot.id][: SUBSTITUTES - 1]
 
 

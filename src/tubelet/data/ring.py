@@ -25,12 +25,20 @@ class Ring:
         count = rows * int(numpy.prod(shape))
         self.memory = mmap.mmap(-1, max(1, count * numpy.dtype(dtype).itemsize))
         self.array = numpy.frombuffer(self.memory, dtype, count).reshape(rows, *shape)
+        self.pinned = False
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Some rows as a tensor of this very memory."""
         return torch.from_numpy(self.array[rows])
 
     def pin(self) -> None:
-        """Locks the memory in place, so that a GPU fetches from it by itself. Without that it is only slower."""
+        """Locks the memory in place, so that a GPU fetches from it by itself. Where that fails it is only slower."""
         runtime: Any = torch.cuda.cudart()
-        runtime.cudaHostRegister(self.array.ctypes.data, self.array.nbytes, 0)
+        self.pinned = int(runtime.cudaHostRegister(self.array.ctypes.data, self.array.nbytes, 0)) == 0
+
+    def unpin(self) -> None:
+        """Undoes `pin`, which must be done before the memory is given back."""
+        if self.pinned:
+            runtime: Any = torch.cuda.cudart()
+            runtime.cudaHostUnregister(self.array.ctypes.data)
+            self.pinned = False

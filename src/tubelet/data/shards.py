@@ -229,8 +229,8 @@ def probe(place: Place, fps: float | None = None) -> VideoInfo:
         first = next(_decoded(found, [0]))
         rate, count = _rate(found, fps), len(_pictures(found).sizes)
         return VideoInfo(count / rate, rate, count, first.width, first.height, _pictures(found).suffix, 0.0, 0)
-    size = {name: int(about[name]) for name in ("frames", "width", "height")}
-    return VideoInfo(about["duration_s"], about["fps"], codec=about["codec"], start_s=0.0, rotation=0, **size)
+    frames, width, height = (int(about[name]) for name in ("frames", "width", "height"))
+    return VideoInfo(about["duration_s"], about["fps"], frames, width, height, about["codec"], start_s=0.0, rotation=0)
 
 
 def read(

@@ -28,7 +28,7 @@ from tubelet import log
 from tubelet.data import read as reading
 from tubelet.data import storage
 from tubelet.data.container import PICTURES
-from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.info import UnreadableVideo, VideoInfo, shrunk
 from tubelet.data.storage import Place
 from tubelet.data.workers import Failure, Workers
 from tubelet.types import TubeletError
@@ -160,11 +160,11 @@ def _ratio(place: str | Place, short_side: int | None) -> float | None:
 def _exactly(
     place: Place, times_s: numpy.ndarray, info: VideoInfo, device: str, source: Callable[[], str | BinaryIO]
 ) -> Tensor | None:
-    """T C H W at the stored size, or None where torchcodec fails or gives frames of other times."""
+    """T C H W at the stored size, or None where torchcodec fails, gives frames of other times, or would not mirror."""
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
     found = _starts(source)
-    if found is None:
+    if found is None or info.mirrored:
         return None
     starts_s, tick_s = found
     mercy_s = min(max(tick_s, 1e-4), 0.05 / info.fps)  # as in decode.py
@@ -218,10 +218,9 @@ def _shrink(clip: Tensor, short_side: int | None) -> Tensor:
     from torch.nn.functional import interpolate
 
     height, width = clip.shape[-2:]
-    shorter = min(height, width)
-    if short_side is None or short_side >= shorter:
+    size = shrunk(width, height, short_side)[::-1]
+    if size == (height, width):
         return clip
-    size = [max(short_side, round(side * short_side / shorter)) for side in (height, width)]
     return interpolate(clip, size=size, mode="bilinear", antialias=True)  # T C h w
 
 

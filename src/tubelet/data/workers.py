@@ -7,15 +7,18 @@ that was killed from outside costs nothing: what it was doing is done again.
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import faulthandler
 import math
-import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import signal
 import sys
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
@@ -38,6 +41,7 @@ _LOOK_S = 0.5
 """How often the clock is looked at while nothing comes."""
 _ORPHAN_S = 5.0
 """How often a process without work looks whether its parent is still there."""
+_PR_SET_PDEATHSIG = 1
 _QUEUED_BYTES = 32_000
 """Of tasks in a pipe: half of what a pipe holds, so that handing them out never blocks."""
 _PIPE_BYTES = 1 << 20
@@ -52,8 +56,9 @@ class Failure(NamedTuple):
 class Workers(Generic[Task, Result]):
     """Maps a function over tasks in other processes, in order, each within a time limit.
 
-    The processes are forked, so that the function, and what it refers to, need not be pickled; tasks and results
-    are. Where a system cannot fork, or `count` is 0, the function is called in this process, without any protection.
+    The processes are forked, so that the function, and what it refers to, need not be pickled; tasks, which should be
+    small, and results are. One pass at a time. Where a system cannot fork, or `count` is 0, the function is called in
+    this process, without any protection.
 
     Args:
         function: what to do with a task. An exception that it raises is raised by `map`.
@@ -93,6 +98,8 @@ class Workers(Generic[Task, Result]):
                     task, result = other, self.function(other)
                 yield task, result
             return
+        if self.processes:
+            raise RuntimeError("these workers are in the middle of another pass")
         try:
             self.processes = [_Process(self.function) for _ in range(self.count)]
             yield from self._in_order(iter(tasks), 4 * self.count if ahead is None else ahead, again)
@@ -143,14 +150,15 @@ class Workers(Generic[Task, Result]):
         while True:
             started = time.monotonic()
             ready = wait([p.answers for p in self.processes], timeout=_LOOK_S if patient else 0)
-            stood_still = time.monotonic() - started - 2 * _LOOK_S  # everything did: that is no task's fault
+            # Only time that was spent here counts, and not much of it at once: where everything stood still, or the
+            # consumer was busy, that is no task's fault.
+            seconds = min(time.monotonic() - started, 2 * _LOOK_S)
             for index, process in enumerate(self.processes):
-                if stood_still > 0:
-                    process.since += stood_still
                 if process.answers in ready:
                     lost = not process.take(results)
                 else:
-                    lost = process.overdue = bool(process.jobs) and process.took() > self._limit(process.jobs[0].task)
+                    process.spent_s += seconds
+                    lost = process.overdue = bool(process.jobs) and process.spent_s > self._limit(process.jobs[0].task)
                 if lost:
                     self.processes[index] = self._replacement(process, todo, results)
             if results or todo or not patient:
@@ -199,7 +207,7 @@ class _Job:
 
 
 class _Process:
-    """A worker process as its parent sees it: what it has to do, and since when it does the first of that."""
+    """A worker process as its parent sees it, and what it has to do."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         fork = multiprocessing.get_context("fork")
@@ -213,13 +221,15 @@ class _Process:
         self.jobs: deque[_Job] = deque()
         self.bytes: deque[int] = deque()
         self.queued_bytes = 0
-        self.since = time.monotonic()
+        self.spent_s = 0.0
+        """How long the first of its jobs was waited for."""
         self.died = self.overdue = False
+        _ALIVE.add(self)
 
     def give(self, job: _Job) -> None:
         message = pickle.dumps(job.task)
         if not self.jobs:
-            self.since = time.monotonic()
+            self.spent_s = 0.0
         self.jobs.append(job)
         self.bytes.append(len(message))
         self.queued_bytes += len(message)
@@ -237,14 +247,10 @@ class _Process:
                     raise RuntimeError(f"in a worker process:\n{error}")
                 results.append((self.jobs.popleft(), result))
                 self.queued_bytes -= self.bytes.popleft()
-                self.since = time.monotonic()
+                self.spent_s = 0.0
         except (EOFError, OSError):
             self.died = True
         return not self.died
-
-    def took(self) -> float:
-        """Seconds since the first of its jobs was begun, or a little less."""
-        return time.monotonic() - self.since
 
     def end(self) -> int:
         """Ends it, if it is still there, and answers its exit code."""
@@ -257,8 +263,20 @@ class _Process:
         return self.process.exitcode or 0
 
 
+_ALIVE: weakref.WeakSet[_Process] = weakref.WeakSet()
+
+
+@atexit.register  # after multiprocessing's own, and therefore run before it: that one would wait for them for ever
+def _end_all() -> None:
+    for process in list(_ALIVE):
+        process.process.kill()
+
+
 def _work(function: Callable[[Any], Any], tasks: Connection, answers: Connection, parent: int) -> None:
     """The life of a worker process: until its parent ends it, or is gone itself."""
+    if sys.platform == "linux":  # a decoder that hangs looks for no parent
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Ctrl-C and SIGTERM often go to the whole process group: the parent decides what they mean.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

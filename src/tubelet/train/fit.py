@@ -14,6 +14,7 @@ from tubelet import dist, draws
 from tubelet.data.clips import Clips
 from tubelet.data.inspect import write_unreadable
 from tubelet.data.loader import Loader
+from tubelet.data.storage import place
 from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
@@ -85,8 +86,8 @@ def fit(
         precision: "auto" is bfloat16 where the hardware multiplies in it, else float32.
         workers: processes that decode; 0 = decode in this one.
         limit_s: seconds that the clips of one video may take; then its decoder is stopped and it counts as unreadable.
-        max_unreadable: share of unreadable videos above which training stops; below it others stand in for them. With
-            0 it stops at the first.
+        max_unreadable: share of unreadable videos above which training stops, at the next line of the log; below it
+            others stand in for them.
         save: when to write a checkpoint.
         log_steps: steps between two lines of metrics.jsonl.
         seed: of the data order, the augmentation and the masks.
@@ -148,12 +149,13 @@ def fit(
         stretch = whole = Stretch(run, loader)
         while run.step < total:
             rate = _step(run, plan, model, loader, batches, stretch)
-            bar.show(run.step, run.loss, stretch.waiting(run, loader))
-            if run.step % log_steps == 0 or run.step == total:
+            bar.show(run.step, run.loss, loader.waited_s)
+            if run.step % log_steps == 0 or run.step % plan.epoch == 0 or run.step == total:
                 _report_unreadable(loader, run, max_unreadable)
+            if run.step % log_steps == 0 or run.step == total:
                 if metrics:
                     epoch = run.step / plan.epoch
-                    found = {"epoch": epoch, "lr": rate, "unreadable": len(run.unreadable)}
+                    found = {"epoch": epoch, "lr": rate, "unreadable": len(run.unreadable_rows)}
                     metrics.write(run.step, **found, **stretch.summary(run, loader, batch))
                 stretch = Stretch(run, loader)
             stopping = dist.any_process(stop.asked)
@@ -258,19 +260,19 @@ def _judge(run: RunState, name: str, judge: Judge, metrics: Metrics | None, best
 def _report_unreadable(loader: Loader, run: RunState, limit: float) -> None:
     """Writes new unreadable files into the run's list and says so; more than `limit` of all videos end the run."""
     videos, listed = len(loader.clips.manifest), run.out / "unreadable.csv"
-    seen = {path: reason for part in dist.gather(dict(loader.unreadable)) for path, reason in part.items()}
-    new = {path: reason for path, reason in seen.items() if path not in run.unreadable}
+    parts = dist.gather((dict(loader.unreadable), set(loader.unreadable_rows)))
+    new = {path: reason for part, _ in parts for path, reason in part.items() if path not in run.unreadable}
     run.unreadable.update(new)
+    run.unreadable_rows = run.unreadable_rows.union(*(rows for _, rows in parts))
     if new and dist.is_main():
         for path, reason in list(new.items())[:5]:
             warn(f"{path} cannot be read ({reason}): another video stands in for it")
-        warn(
-            f"step {run.step}: {len(run.unreadable):,} of {videos:,} videos cannot be read so far; listed in {listed}"
-        )
-        write_unreadable(listed, [(Path(path), reason) for path, reason in run.unreadable.items()])
+        count = f"{len(run.unreadable_rows):,} of {videos:,} videos"
+        warn(f"epoch {run.step / loader.steps_per_epoch:.2f}: {count} cannot be read so far; listed in {listed}")
+        write_unreadable(listed, [(place(path), reason) for path, reason in run.unreadable.items()])
     allowed = max(1, int(limit * videos)) if limit > 0 else 0  # one of a handful is no share that says anything
-    if len(run.unreadable) > allowed:
+    if len(run.unreadable_rows) > allowed:
         raise TubeletError(
-            f"{len(run.unreadable)} of {videos} videos cannot be read (see {listed}), and train.max_unreadable is "
+            f"{len(run.unreadable_rows)} of {videos} videos cannot be read (see {listed}), and train.max_unreadable is "
             f"{limit:g}: check them with `tubelet data check` and train on the manifest that it writes"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -31,6 +32,8 @@ class Source(Protocol):
     waited_s: float
 
 
+_LATELY = 50
+"""Steps over which the line of progress says what binds."""
 DECODE_BOUND = 0.2
 """Share of the time spent waiting for clips from which decoding is what binds."""
 
@@ -87,6 +90,7 @@ class Progress:
     def __init__(self, total: int, done: int, batch: int, quiet: bool) -> None:
         self.total, self.first, self.batch, self.quiet = total, done, batch, quiet
         self.started = time.perf_counter()
+        self.lately: deque[tuple[float, float]] = deque([(self.started, 0.0)], maxlen=_LATELY)
         self.bar: RichProgress | None = None
 
     def __enter__(self) -> Progress:
@@ -103,8 +107,11 @@ class Progress:
             self.bar.start()
         return self
 
-    def show(self, step: int, loss: float, waiting: float) -> None:
-        """Shows that `step` steps are done, and whether waiting for clips takes much of the time."""
+    def show(self, step: int, loss: float, waited_s: float) -> None:
+        """Shows that `step` steps are done, and how much of the last steps' time was spent waiting for clips."""
+        self.lately.append((time.perf_counter(), waited_s))
+        (since, before), (now, waited_s) = self.lately[0], self.lately[-1]
+        waiting = min(1.0, (waited_s - before) / max(1e-9, now - since))
         seconds = time.perf_counter() - self.started
         speed = (step - self.first) * self.batch / max(1e-9, seconds)
         bound = f"{'decode' if waiting > DECODE_BOUND else 'compute'}-bound ({100 * waiting:.0f} % waiting)"

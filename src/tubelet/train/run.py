@@ -95,7 +95,15 @@ def settle_reader(recipe: Recipe, clips: Clips, out: Path) -> None:
     if (out / "recipe.yaml").exists():
         written = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
         before = (written.get("data") or {}).get("reader")
-    reader = dist.gather(clips.choose_reader(before) if dist.is_main() else clips.reader)[0]
+    reader: Any = clips.reader
+    if dist.is_main():
+        try:
+            reader = clips.choose_reader(before)
+        except TubeletError as error:  # for all processes to raise, or the others would wait
+            reader = error
+    reader = dist.gather(reader)[0]
+    if isinstance(reader, TubeletError):
+        raise reader
     clips.reader = recipe.data["reader"] = reader
 
 

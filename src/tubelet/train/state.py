@@ -40,6 +40,7 @@ class RunState:
         self.seconds = 0.0
         self.loss = math.nan
         self.unreadable: dict[str, str] = {}
+        self.unreadable_rows: set[int] = set()
         self.best: float | None = None
         """The number that the weights in ``out/best`` were chosen by."""
 
@@ -60,6 +61,7 @@ class RunState:
             "seconds": self.seconds,
             "loss": self.loss,
             "unreadable": self.unreadable,
+            "unreadable_rows": sorted(self.unreadable_rows),
         }
         save_state(self.out / "checkpoint.pt", state)
         self._write_weights(self.out)
@@ -109,6 +111,7 @@ class RunState:
             optimiser.load_state_dict(state["optimisers"][phase])
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
         self.unreadable = dict(state["unreadable"])
+        self.unreadable_rows = set(state.get("unreadable_rows", ()))  # a checkpoint of before has none
         random_states = state["random"]
         _restore_random(random_states[dist.rank() % len(random_states)])
 
