@@ -343,7 +343,7 @@ def test_real_clips(real_clips):
 
 
 def test_a_player_that_is_closed_holds_on_to_nothing(tmp_path):
-    """Decoders are megabytes of memory that Python's collector knows nothing of: they must go with the last reference."""
+    """Decoders are megabytes of which Python's collector knows nothing: they must go with the last reference."""
     path = film(tmp_path / "a.mp4", {"g": "12", "bf": "2", **X264})
     gc.collect()
     gc.disable()
