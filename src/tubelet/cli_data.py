@@ -31,6 +31,8 @@ from tubelet.types import TubeletError
     argument("folder", type=Path, help="a tree of video files (folders in it are labels), or a `path label` list"),
     argument("-o", "--out", type=Path, default=Path("clips.csv"), help="manifest to write (default: clips.csv)"),
     argument("--workers", type=whole, help="processes (default: one per core)"),
+    argument("--limit-s", type=number, default=60.0, metavar="S",
+             help="seconds that a file may take, beyond what its size explains (default: 60)"),
 )  # fmt: skip
 def data_scan(args: Namespace, _: list[str]) -> None:
     """List the videos of a folder in a manifest, and say what they are like."""
@@ -39,13 +41,15 @@ def data_scan(args: Namespace, _: list[str]) -> None:
     from tubelet.data.listing import write_manifest
     from tubelet.log import say, table, warn
 
-    scan = look_over(args.folder, args.workers)
+    quarantine = args.out.with_name(f"{args.out.stem}-unreadable.csv")
+    if quarantine.exists() and quarantine.samefile(args.folder):
+        raise TubeletError(f"{args.folder} would be written over: give the manifest another name with -o")
+    scan = look_over(args.folder, args.workers, args.limit_s)
     for path, reason in scan.unreadable[:5]:
         warn(f"{path} cannot be read: {reason}")
     if scan.unreadable:
-        quarantine = args.out.with_name(f"{args.out.stem}-unreadable.csv")
         write_unreadable(quarantine, scan.unreadable)
-        warn(f"{len(scan.unreadable)} unreadable files are left out and listed in {quarantine}")
+        warn(f"{len(scan.unreadable):,} files or spans cannot be read: left out, and listed in {quarantine}")
     write_manifest(args.out, scan.manifest)
     printed(table(str(args.folder), ["", ""], [list(row) for row in scan.summary()]))
     say(f"wrote {args.out}; next: tubelet train tiny --data.manifest {args.out}")
@@ -147,7 +151,7 @@ def data_import(args: Namespace, _: list[str]) -> None:
     for columns, rows in [found.by_split(), *([found.by_class()] if args.per_class else [])]:
         printed(table(args.choice, columns, rows))
     printed(table(str(args.videos), ["", ""], [list(row) for row in found.summary()]))
-    say(f"wrote {args.out}; next: tubelet data scan {args.out} -o {args.out} looks whether each video can be read")
+    say(f"wrote {args.out}; next: tubelet data check {args.out} looks whether each video can be read")
 
 
 @command(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -10,14 +11,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy
 import pytest
 
 from scenes import make_scene
 from tiny_run import make_recipe
 from tubelet import cli
-from tubelet.data import examine, inspect
+from tubelet.data import container, duplicates, examine, inspect, read, storage
 from tubelet.data.cases import Finding
 from tubelet.data.check import CASES, Checked, check, thumbnails, write_json
 from tubelet.data.corpus import Corpus
@@ -26,6 +29,8 @@ from tubelet.data.info import VideoInfo
 from tubelet.data.journal import Journal
 from tubelet.data.listing import Manifest, Video, read_manifest
 from tubelet.types import TubeletError
+
+YOGA = Path(__file__).parents[3] / "shared/data/yoga_poses/bhujangasan"
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +126,7 @@ def test_a_second_look_decodes_nothing_but_what_has_changed(tree, tmp_path, monk
 def test_a_torn_or_damaged_line_is_found_out_again(checked, tree, tmp_path):
     lines = checked.out.journal.read_bytes().splitlines(keepends=True)
     journal = tmp_path / "clips-check.jsonl"
-    journal.write_bytes(lines[0] + b'{"version": 1, "look"\n' + b"".join(lines[2:-1]) + lines[-1][:100])
+    journal.write_bytes(lines[0] + b'{"version": 2, "look"\n' + b"".join(lines[2:-1]) + lines[-1][:100])
     found = check(tree, tmp_path / "clips.csv", workers=0)
     assert [file.digest for file in found.files] == [file.digest for file in checked.files]
     assert journal.read_bytes().count(b"\n") == len(lines) + 1
@@ -177,8 +182,42 @@ def test_a_crash_and_a_hang_are_quarantined_and_tried_again_next_time(tree, tmp_
     assert len(check(tree, tmp_path / "clips.csv", workers=2).clean) == 8
 
 
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, "no_permission"), (errno.EIO, "unreadable")])
+def test_a_place_that_fails_for_a_while_is_looked_at_again(tree, tmp_path, monkeypatch, number, code):
+    opened = storage.opened
+
+    def failing(place):
+        if place.name == "3.mp4":
+            raise OSError(number, os.strerror(number))
+        return opened(place)
+
+    monkeypatch.setattr(container, "opened", failing)
+    monkeypatch.setattr(storage, "opened", failing)
+    read._probe.cache_clear()
+    found = check(tree, tmp_path / "clips.csv", workers=0)
+    assert {left.path.name: left.code for left in found.left_out}["3.mp4"] == code
+    monkeypatch.undo()
+    assert len(check(tree, tmp_path / "clips.csv", workers=0).clean) == 8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_surprise_costs_one_file_and_is_tried_again(tree, tmp_path, monkeypatch, workers):
+    whole = examine.examine
+
+    def surprising(place, fps):
+        return {}[place] if place.name == "3.mp4" else whole(place, fps)
+
+    monkeypatch.setattr(examine, "examine", surprising)
+    found = check(tree, tmp_path / "clips.csv", workers=workers)
+    (left,) = (left for left in found.left_out if left.code == "internal_error")
+    assert left.path.name == "3.mp4" and left.reason.startswith("internal error: KeyError: ")
+    monkeypatch.undo()
+    assert len(check(tree, tmp_path / "clips.csv", workers=0).clean) == 8
+
+
 def test_nothing_usable_writes_the_quarantine_and_no_manifest(tmp_path):
     (tmp_path / "videos").mkdir()
+    (tmp_path / "clips.csv").write_text("path\nof_a_run_before.mp4\n")
     for name in "ab":
         (tmp_path / f"videos/{name}.mp4").write_bytes(b"")
     found = check(tmp_path / "videos", tmp_path / "clips.csv", workers=0)
@@ -201,8 +240,15 @@ def test_a_manifest_keeps_its_order_columns_and_class_numbers(tree, tmp_path):
     assert {left.code for left in found.left_out} == {"empty", "missing"}
     dropped = check(tmp_path / "mine.csv", workers=0, drop_leaks=True)
     assert [v.split for v in dropped.clean] == ["val"]
+
+
+@pytest.mark.parametrize("source", ["clips.csv", "clips-quarantine.csv", "clips-check.json", "link.csv"])
+def test_no_output_takes_the_place_of_the_source(tmp_path, source):
+    (tmp_path / "link.csv").symlink_to("clips-quarantine.csv")
+    (tmp_path / source).write_text("path\ngone.mp4\n")
     with pytest.raises(TubeletError, match="would be written over"):
-        check(tmp_path / "mine.csv", tmp_path / "mine.csv")
+        check(tmp_path / source, tmp_path / "clips.csv")
+    assert (tmp_path / source).read_text() == "path\ngone.mp4\n"
 
 
 # What shows in all files together, on examinations that were made up
@@ -214,8 +260,12 @@ def seen(*videos: Video, fps=30.0, size=(320, 240), findings=()) -> Corpus:
     return Corpus(Manifest(videos), list(range(len(videos))), files)
 
 
+def no_squares(row: int) -> numpy.ndarray:
+    raise AssertionError("no hashes are near")
+
+
 def codes(corpus: Corpus) -> dict[str, str]:
-    copies, leaks = corpus.copies(), corpus.leaks()
+    copies, leaks = corpus.copies(no_squares), corpus.leaks()
     return {remark.code: remark.detail for remark in corpus.remarks(copies, leaks)}
 
 
@@ -249,11 +299,45 @@ def test_parts_of_one_file_in_two_splits_leak():
     parts = [Video(Path("/v/film.mp4"), 2.0 * n, 2.0 * n + 2, split=split) for n, split in enumerate(splits)]
     (leak,) = seen(*parts).leaks()
     assert (leak.group, leak.rows) == ("film.mp4", {"val": [2], "train": [0, 1]})
-    assert seen(*parts).copies() == []
+    assert seen(*parts).copies(no_squares) == []
     bare = seen(Video(Path("/v/1"), split="train"), Video(Path("/v/2"), 1.0, split="test"))
     assert replace(bare, files=[replace(file, digest="") for file in bare.files]).leaks() == []
     twice = seen(parts[0], parts[0])
-    assert [(c.kind, c.rows) for c in twice.copies()] == [("exact", [0, 1])]
+    assert [(c.kind, c.rows) for c in twice.copies(no_squares)] == [("exact", [0, 1])]
+
+
+def test_parts_of_one_file_leak_whatever_their_groups():
+    spans = ((0, 2, "train", "a"), (1, 3, "val", "b"), (5, 6, "train", "c"))
+    parts = [Video(Path("/v/film.mp4"), start, end, split=split, group=group) for start, end, split, group in spans]
+    assert [(leak.group, leak.rows) for leak in seen(*parts).leaks()] == [("film.mp4", {"val": [1], "train": [0, 2]})]
+    same_rows = [replace(part, group="g") for part in parts]
+    assert [leak.group for leak in seen(*same_rows).leaks()] == ["g"]
+    mixed = [*parts, Video(Path("/v/other.mp4"), split="test", group="a")]
+    assert [leak.group for leak in seen(*mixed).leaks()] == ["a", "film.mp4"]
+    whole = [Video(Path("/v/a.mp4"), split=split, group=split) for split in ("train", "test")]
+    assert seen(*whole).leaks() == [] and len(seen(*whole).copies(no_squares)[0].rows) == 2
+
+
+@pytest.mark.skipif(not YOGA.is_dir(), reason="the shared videos are absent")
+def test_two_takes_before_one_camera_are_no_copies_and_another_encoding_is(tmp_path):
+    takes = [YOGA / f"VID202501271425{seconds}.mp4" for seconds in ("00", "31")]
+    (tmp_path / "mine.csv").write_text("\n".join(["path", *map(str, takes), "small.mkv"]))
+    make_smaller(takes[0], tmp_path / "small.mkv")
+    found = check(tmp_path / "mine.csv", workers=2)
+    assert duplicates.near([file.hashes for file in found.files], [1.0] * 3) == [[0, 1, 2]]
+    assert [copies.rows for copies in found.copies] == [[0, 2]]
+
+
+def make_smaller(path: Path, target: Path) -> None:
+    """The video in half its size and bad quality."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as made:
+        video = source.streams.video[0]
+        stream: Any = made.add_stream("libx264", rate=video.average_rate, options={"crf": "32", "preset": "fast"})
+        stream.height, stream.width, stream.pix_fmt = video.height // 4 * 2, video.width // 4 * 2, "yuv420p"
+        for frame in source.decode(video):
+            small = frame.reformat(stream.width, stream.height, "yuv420p", interpolation="AREA")
+            made.mux(stream.encode(small))
+        made.mux(stream.encode(None))
 
 
 def test_copies_with_two_labels_are_told_of():
@@ -271,6 +355,16 @@ def test_mixed_rates_sizes_and_what_nearly_all_have():
     large = seen(*many("b", "train", 5), size=(1920, 1080))
     mixed = Corpus(Manifest([*a.manifest, *large.manifest]), list(range(10)), a.files + large.files)
     assert codes(mixed)["mixed_sizes"] == "short sides from 240 to 1080 pixels"
+
+
+def test_no_row_is_dropped_for_the_sake_of_a_copy_that_has_gone(tree, tmp_path):
+    rows = ["path,group,split", f"{tree}/train/run/1.mp4,,test", f"{tree}/test/run/copy.mp4,g,test"]
+    rows += [f"{tree}/train/jump/0.mp4,g,train", f"{tree}/train/run/3.mp4,,train"]
+    (tmp_path / "mine.csv").write_text("\n".join(rows))
+    found = check(tmp_path / "mine.csv", workers=0, drop_duplicates="exact", drop_leaks=True)
+    assert [(left.path.name, left.code) for left in found.left_out] == [("copy.mp4", "duplicate")]
+    found = check(tmp_path / "mine.csv", workers=0, drop_leaks=True)
+    assert [(left.path.name, left.code) for left in found.left_out] == [("0.mp4", "leak")]
 
 
 def test_every_code_has_a_meaning_and_a_remedy():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import struct
 from fractions import Fraction
@@ -339,3 +340,27 @@ def test_real_clips(real_clips):
             assert_same(path, draws=3)
             found += 1
     assert found > 50
+
+
+def test_a_player_that_is_closed_holds_on_to_nothing(tmp_path):
+    """Decoders are megabytes of which Python's collector knows nothing: they must go with the last reference."""
+    path = film(tmp_path / "a.mp4", {"g": "12", "bf": "2", **X264})
+    gc.collect()
+    gc.disable()
+    try:
+        for times_s in ([0.0], [0.5, 1.5], [1.4]):
+            decode.read(path, numpy.array(times_s))
+        assert not [one for one in gc.get_objects() if type(one) is decode._Player]
+    finally:
+        gc.enable()
+
+
+def test_a_jump_lands_on_the_last_key_frame_before(tmp_path):
+    path = film(tmp_path / "a.mp4", {"g": "12", "bf": "3", **X264})
+    with decode._Player(path, None) as player:
+        starts = [packet.pts for packet in player.container.demux(player.stream) if packet.is_keyframe and packet.size]
+        tick_s = player.tick_s
+    for key in starts[2:]:
+        with decode._Player(path, None) as player:
+            list(player.play([(key - player.origin) * tick_s]))
+            assert player.packets.starts[0] == key

@@ -81,6 +81,28 @@ def test_a_camera_that_stands_still_makes_no_copies():
     assert near(frames, [3.0] * 20) == []
 
 
+def test_near_hashes_are_confirmed_by_pictures():
+    (film,) = films(1)
+    rows = [film.tolist(), flipped(film, 8).tolist(), flipped(film, 8, 1).tolist(), films(1, 7)[0].tolist()]
+    asked = set()
+
+    def confirm(a: int, b: int) -> bool:
+        asked.add((min(a, b), max(a, b)))
+        return {a, b} == {0, 2}
+
+    assert near(rows, [5.0] * 4, confirm=confirm) == [[0, 2]]
+    assert asked == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_changes_are_compared_and_nothing_else():
+    draw = numpy.random.default_rng(0)
+    background = draw.integers(40, 120, (16, 16))
+    one, other = draw.integers(0, 40, (2, FRAMES, 16, 16))
+    assert duplicates.correlation(background + one, 5 + 2 * (background + one)) == pytest.approx(1.0)
+    assert abs(duplicates.correlation(background + one, background + other)) < 0.1
+    assert duplicates.correlation(background[None], background[None]) == 0.0
+
+
 def test_copies_of_copies_are_one_group():
     (film,) = films(1)
     chain = [film]

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import json
 import resource
+import tarfile
+import zipfile
 from pathlib import Path
 
 import av
@@ -11,7 +15,7 @@ import numpy
 import pytest
 
 from films import film, numbered, together
-from tubelet.data import appearance
+from tubelet.data import appearance, read, storage
 from tubelet.data.appearance import SIDE, perceptual_hash
 from tubelet.data.cases import CASES, refusal
 from tubelet.data.examine import Examination, Finding, examine
@@ -147,8 +151,36 @@ def test_the_thumbnail_is_a_small_upright_jpeg_of_the_middle(tmp_path):
 
 @pytest.mark.parametrize(("frames", "stride", "short"), [(16, 4, True), (16, 3, False), (40, 1, False), (41, 2, True)])
 def test_a_clip_is_as_long_as_asked_for(tmp_path, frames, stride, short):
-    found = examine(make_video(tmp_path / "a.mp4", 50), frames=frames, stride=stride)
+    found = examine(make_video(tmp_path / "a.mp4", 50), frames=frames, stride=stride, reference_fps=0)
     assert ("shorter_than_a_clip" in [f.code for f in found.findings]) == short
+
+
+@pytest.mark.parametrize(("fps", "frames", "short"), [(15, 32, False), (15, 30, True), (60, 100, True)])
+def test_a_clip_lasts_as_long_at_any_rate(tmp_path, fps, frames, short):
+    found = examine(make_video(tmp_path / "a.mp4", frames, fps=fps))
+    assert ("shorter_than_a_clip" in [f.code for f in found.findings]) == short
+
+
+def test_storage_that_fails_amid_a_video_is_no_end_of_it(tmp_path, monkeypatch):
+    place = storage.place("memory://folder/fails.mkv")
+    with fsspec.open(str(place), "wb") as file:
+        file.write(make_video(tmp_path / "a.mkv", 200).read_bytes())
+    read.probe(place)
+    opened = storage.opened
+
+    class Failing(io.BytesIO):
+        """Fails once in its second half."""
+
+        def read(self, count=-1):
+            if self.tell() > storage.size(place) / 2:
+                monkeypatch.setattr(storage, "opened", opened)
+                raise OSError(f"{place}: TimeoutError: no answer")
+            return super().read(min(count, 1000) if count >= 0 else count)
+
+    monkeypatch.setattr(storage, "opened", lambda source: Failing(opened(source).read()))
+    found = examine(place)
+    assert storage.opened is opened
+    assert (found.findings[0].code, found.info) == ("unreadable", None)
 
 
 def test_a_url(tmp_path):
@@ -177,6 +209,24 @@ def test_pictures(tmp_path):
     assert "17.jpg" in (damaged.reason or "")
     save_jpeg(folder / "17.jpg", painted(117, (32, 32)))
     assert examine(folder).findings[0].code == "bad_picture"
+
+
+def test_the_same_pictures_have_one_digest_wherever_they_lie(tmp_path):
+    video = make_video(tmp_path / "a.mp4")
+    for folder, numbers in (("one", (0, 1, 2)), ("two", (0, 1, 2)), ("three", (0, 1, 3))):
+        (tmp_path / folder).mkdir()
+        for k in numbers:
+            save_jpeg(tmp_path / folder / f"{k}.jpg", painted(100 + k))
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard, zipfile.ZipFile(tmp_path / "frames.zip", "w") as archive:
+        for picture in sorted((tmp_path / "one").iterdir()):
+            shard.add(picture, f"k1.{picture.name}")
+            archive.write(picture, f"one/{picture.name}")
+        shard.add(video, "k2.mp4")
+        shard.addfile(tarfile.TarInfo("k2.txt"))
+    places = ("one", "two", "shard.tar/k1", "frames.zip/one", "three", "shard.tar/k2", "a.mp4")
+    one, *same, three, sample, alone = (examine(tmp_path / place).digest for place in places)
+    assert same == [one] * 3 and three != one and one
+    assert sample == alone == hashlib.blake2b(video.read_bytes(), digest_size=16).hexdigest()
 
 
 def save_jpeg(path: Path, picture: numpy.ndarray) -> None:

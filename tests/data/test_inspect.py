@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tubelet import cli
 from tubelet.data import inspect, read
 from tubelet.data.inspect import scan, write_unreadable
 from tubelet.data.listing import Video
@@ -58,6 +59,11 @@ def test_one_folder_has_no_labels(tmp_path, clip):
     assert dict(found.summary())["classes"] == "none: no labels"
 
 
+def test_labels_that_would_all_be_equal_are_none(tmp_path, clip):
+    grow(tmp_path, clip, "frames/480p/a.mp4", "masks/480p/a.mp4", "b.mp4")
+    assert [video.label for video in inspect.videos_of(tmp_path)[0]] == [None, None, None]
+
+
 def test_first_level_as_split(tmp_path, clip):
     grow(tmp_path, clip, "train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4")
     found = scan(tmp_path, 0)
@@ -82,11 +88,13 @@ def test_a_list(tmp_path, clip):
 
 def test_spans_of_a_manifest(tmp_path, clip):
     grow(tmp_path, clip, "a.mp4", "b.mp4")
-    (tmp_path / "m.csv").write_text("path,start_s,end_s\na.mp4,0,0.5\na.mp4,0.5,1\nb.mp4,7,8\n")
+    (tmp_path / "m.csv").write_text("path,start_s,end_s\na.mp4,0,0.5\na.mp4,0.5,1\nb.mp4,7,8\nb.mp4,8,9\n")
     found = scan(tmp_path / "m.csv", 0)
     assert len(found.manifest) == 2
     assert dict(found.summary())["seconds each"] == "0.50 to 0.50, median 0.50"
-    assert "starts at 7 s" in found.unreadable[0][1]
+    assert [reason.split(",")[0] for _, reason in found.unreadable] == [
+        "its span starts at 7 s", "its span starts at 8 s"
+    ]  # fmt: skip
 
 
 def test_mistakes_get_one_clear_line(tmp_path):
@@ -197,3 +205,26 @@ def test_a_file_that_changes_is_another_one(tmp_path, clip):
     assert after[0].bytes == before[0].bytes + 1
     assert after[1].bytes == 2 * before[1].bytes + 1
     assert inspect.look_at(Video(tmp_path / "gone.mp4")).bytes == -1
+    named = (tmp_path / "b/1.jpg").rename(tmp_path / "b/3.jpg")
+    os.utime(tmp_path / "b", ns=(0, 0))
+    renamed = inspect.look_at(folder)
+    assert renamed != after[1]
+    named.write_bytes(b"")
+    empty = inspect.look_at(folder)
+    named.unlink()
+    assert len({after[1], renamed, empty, inspect.look_at(folder)}) == 4
+
+
+def test_the_command_takes_a_limit_and_spares_its_source(tmp_path, clip, monkeypatch, capfd):
+    grow(tmp_path, clip, "a.mp4", "hangs.mp4")
+    check = read.check
+    monkeypatch.setattr(
+        inspect.read, "check", lambda place, fps: time.sleep(30) if place.name == "hangs.mp4" else check(place, fps)
+    )
+    out = tmp_path / "clips.csv"
+    assert cli.main(["data", "scan", str(tmp_path), "-o", str(out), "--workers", "2", "--limit-s", "1"]) == 0
+    quarantine = tmp_path / "clips-unreadable.csv"
+    text = quarantine.read_text()
+    assert "hangs.mp4" in text
+    assert cli.main(["data", "scan", str(quarantine), "-o", str(out)]) == 1
+    assert "would be written over" in capfd.readouterr().err and quarantine.read_text() == text

@@ -35,7 +35,7 @@ class Outcome:
         self.floor = None if clip is None else clip[0, :, -1].mean()
         few = sorted({0, 1, len(times) // 3, len(times) // 2, len(times) - 2, len(times) - 1} & set(range(len(times))))
         self.alone = {wanted[k]: self._alone(path, times[k]) for k in reversed(few) if wanted}
-        self.examination = examine(path, frames=16, stride=1)
+        self.examination = examine(path, frames=16, stride=1, reference_fps=0)
 
     def _alone(self, path: Path, time_s: float) -> int | None:
         clip = self._try("read", lambda: read.read(path, numpy.array([time_s]), short_side=96).numpy())

@@ -19,6 +19,8 @@ SIDE = 64
 """Pixels of the grey squares."""
 HASHED = 8
 """Frames that are hashed, at the middles of as many equal parts of the duration."""
+SMALL = 16
+"""Pixels of the grey squares that are kept of those, to compare what hashes take for copies."""
 THUMBNAIL = 160
 """Pixels of the longer side of the picture for people."""
 BLACK = 32
@@ -49,13 +51,14 @@ it made copies of 36 real clips, shrunk to 96 lines and encoded badly, nearest t
 
 
 class Appearance:
-    """Frames are added in the order of display; then `findings`, `hashes` and `thumbnail` are known."""
+    """Frames are added in the order of display; then `findings`, `hashes`, `squares` and `thumbnail` are known."""
 
     def __init__(self, info: VideoInfo) -> None:
         self.turns, self.mirrored = info.rotation // 90, info.mirrored
         self.mercy_s = 0.25 / info.fps  # starts of frames are rounded, in each container otherwise
         self.moments_s = [(k + 0.5) / HASHED * info.duration_s for k in range(HASHED)]
         self.hashes: list[int] = []
+        self.squares = b""
         self.thumbnail = b""
         self.frames = self.black = self.flat = self.equal = 0
         self.brightest = numpy.zeros((SIDE, SIDE), dtype=numpy.uint8)
@@ -111,6 +114,8 @@ class Appearance:
             number = perceptual_hash(grey)
             if number is not None:
                 self.hashes.append(number)
+                square = grey.reshape(SMALL, SIDE // SMALL, SMALL, SIDE // SMALL).mean(axis=(1, 3))
+                self.squares += square.round().astype(numpy.uint8).tobytes()
 
     def _upright(self, pixels: numpy.ndarray) -> numpy.ndarray:
         return numpy.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)

@@ -12,17 +12,17 @@ is learnt from. Copies with two labels are kept, since nobody here knows which i
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy
+
 from tubelet.data import cases, corpus, examine, inspect
+from tubelet.data.appearance import SMALL
 from tubelet.data.cases import Case, Finding
 from tubelet.data.corpus import Copies, Corpus, Leak, Remark
 from tubelet.data.examine import Examination
@@ -37,7 +37,13 @@ STOPPED = Case(
     "unreadable", "A decoder crashed on it, or did not come to an end.",
     "Encode it again or leave it out; where it is only large, give it more time with --limit-s.",
 )  # fmt: skip
-CASES: dict[str, Case] = cases.CASES | corpus.CASES | {"stopped": STOPPED}
+INTERNAL = Case(
+    "unreadable", "Looking at it failed in a way that nobody foresaw: that is a fault of Tubelet.",
+    "Leave it out, and report it with the reason that is told.",
+)  # fmt: skip
+CASES: dict[str, Case] = cases.CASES | corpus.CASES | {"stopped": STOPPED, "internal_error": INTERNAL}
+_OF_THE_MOMENT = {"missing", "no_permission", "unreadable", "stopped", "internal_error"}
+"""What the next run finds out again: the bytes of a file do not tell whether it can be reached, or read in time."""
 
 
 class LeftOut(NamedTuple):
@@ -72,6 +78,10 @@ class Outputs(NamedTuple):
     @property
     def journal(self) -> Path:
         return self._beside("check.jsonl")
+
+    def __contains__(self, file: object) -> bool:
+        ours = (self.manifest, self.quarantine, self.json, self.page, self.journal)
+        return isinstance(file, Path) and file.exists() and any(our.exists() and our.samefile(file) for our in ours)
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,7 @@ class Checked:
         gone = {left.row: left for left in self.left_out}
         rows = []
         for row, (video, file) in enumerate(zip(self.manifest, self.files, strict=True)):
-            told = {key: value for key, value in file.as_json().items() if key != "thumbnail"}
+            told = {key: value for key, value in file.as_json().items() if key not in ("thumbnail", "squares")}
             given = {key: getattr(video, key) for key in ("start_s", "end_s", "label", "group", "split")}
             left = gone.get(row)
             rows.append({"row": row, **given, "left_out": left and {"code": left.code, "reason": left.reason}, **told})
@@ -194,56 +204,80 @@ def check(
         drop_leaks: leave out of training (and of val) what shares its group with what is judged on.
 
     Raises:
-        TubeletError: there is nothing to look at, or `out` is the source itself.
+        TubeletError: there is nothing to look at, or the source is one of the files that are to be written.
     """
     source = Path(source)
     places = Outputs(Path(out) if out is not None else _default(source))
-    if source.exists() and places.manifest.exists() and places.manifest.samefile(source):
+    if source in places:
         raise TubeletError(f"{source} would be written over: give the clean manifest another name with -o")
     manifest, others = inspect.videos_of(source)
     looks = [inspect.look_at(video) for video in manifest]
     with Journal(places.journal) as journal:
         new = [look for look in looks if look not in journal]
         for look, answer in inspect.decoded(_examine, new, "decoding videos", workers, limit_s):
-            if isinstance(answer, Examination):
+            if isinstance(answer, str):
+                answer = _refusal(look, "stopped", answer)
+            if answer.reason is None or answer.findings[0].code not in _OF_THE_MOMENT:
                 journal.add(look, answer)
             else:
-                journal.pass_over(look, Examination(look.place, reason=answer, findings=[Finding("stopped", answer)]))
+                journal.pass_over(look, answer)
         files = [journal[look] for look in looks]
-    left_out = _unusable(manifest, files)
-    gone = {left.row for left in left_out}
-    rows = [row for row in range(len(manifest)) if row not in gone]
-    seen = Corpus(manifest, rows, [files[row] for row in rows])
-    copies, leaks = seen.copies(), seen.leaks()
+        left_out = _unusable(manifest, files)
+        seen = _others(manifest, files, left_out)
+
+        @lru_cache(maxsize=1 << 12)
+        def squares(row: int) -> numpy.ndarray:
+            content = numpy.frombuffer(journal.whole(looks[row]).squares, dtype=numpy.uint8)
+            return content.reshape(-1, SMALL, SMALL)  # K H W
+
+        copies, leaks = seen.copies(squares), seen.leaks()
     remarks = seen.remarks(copies, leaks)
     if len(left_out) > 0.1 * len(manifest):
-        remarks.insert(0, Remark("many_unreadable", f"{len(left_out):,} of {len(manifest):,} rows", sorted(gone)))
+        rows = [left.row for left in left_out]
+        remarks.insert(0, Remark("many_unreadable", f"{len(left_out):,} of {len(manifest):,} rows", rows))
     if drop_duplicates:
         left_out += _spare_copies(manifest, copies, drop_duplicates)
-    if drop_leaks:
-        left_out += _leaked(manifest, leaks)
+    if drop_leaks:  # not for the sake of a copy that has gone
+        left_out += _leaked(manifest, _others(manifest, files, left_out).leaks())
     left_out = sorted({left.row: left for left in reversed(left_out)}.values())
-    gone = {left.row for left in left_out}
-    clean = manifest.take(row for row in range(len(manifest)) if row not in gone)
+    clean = manifest.take(_others(manifest, files, left_out).rows)
     if len(clean):
         write_manifest(places.manifest, clean)
-    _write_quarantine(places.quarantine, left_out)
+    else:
+        places.manifest.unlink(missing_ok=True)  # nobody is to train on that of a run before
+    rows = [(left.path, left.code, left.reason, left.row) for left in left_out]
+    inspect.write_text(places.quarantine, inspect.table(("path", "code", "reason", "row"), rows))
     return Checked(source, places, manifest, clean, files, looks, others, left_out, copies, leaks, remarks)
 
 
 def write_json(checked: Checked, **also: Any) -> None:
     """Writes ``NAME-check.json``, with what is to stand there also."""
-    _write(checked.out.json, json.dumps(checked.as_json() | also, indent=1, ensure_ascii=False) + "\n")
+    inspect.write_text(checked.out.json, json.dumps(checked.as_json() | also, indent=1, ensure_ascii=False) + "\n")
 
 
 def thumbnails(checked: Checked, rows: list[int]) -> dict[int, bytes]:
     """A small JPEG for each of some rows, where there is one."""
     with Journal(checked.out.journal) as journal:
-        return {row: picture for row in rows if (picture := journal.thumbnail(checked.looks[row]))}
+        found = {row: journal.whole(checked.looks[row]).thumbnail for row in rows if checked.files[row].info}
+        return {row: picture for row, picture in found.items() if picture}
 
 
 def _examine(look: Look) -> Examination | str:
-    return examine.examine(look.place, look.fps)
+    try:
+        return examine.examine(look.place, look.fps)
+    except Exception as error:  # one file must never end the check
+        return _refusal(look, "internal_error", " ".join(f"internal error: {type(error).__name__}: {error}".split()))
+
+
+def _refusal(look: Look, code: str, reason: str) -> Examination:
+    return Examination(look.place, reason=reason, findings=[Finding(code, reason)])
+
+
+def _others(manifest: Manifest, files: list[Examination], left_out: list[LeftOut]) -> Corpus:
+    """The rows that are not left out."""
+    gone = {left.row for left in left_out}
+    rows = [row for row in range(len(manifest)) if row not in gone]
+    return Corpus(manifest, rows, [files[row] for row in rows])
 
 
 def _default(source: Path) -> Path:
@@ -286,18 +320,3 @@ def _leaked(manifest: Manifest, leaks: list[Leak]) -> list[LeftOut]:
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{code} ({count:,})" for code, count in counts.items())
-
-
-def _write_quarantine(path: Path, left_out: list[LeftOut]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "code", "reason", "row"))
-    writer.writerows((left.path, left.code, left.reason, left.row) for left in left_out)
-    _write(path, text.getvalue())
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-    temporary.replace(path)

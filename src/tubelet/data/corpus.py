@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import numpy
 
 from tubelet.data import duplicates
 from tubelet.data.cases import Case
@@ -134,37 +136,48 @@ class Corpus:
         for row, file in zip(self.rows, self.files, strict=True):
             yield row, self.manifest[row], file
 
-    def copies(self) -> list[Copies]:
-        """Exact ones first. Parts of a file are copies only of the same part."""
+    def copies(self, squares: Callable[[int], numpy.ndarray]) -> list[Copies]:
+        """Exact ones first. Parts of a file are copies only of the same part.
+
+        Args:
+            squares: of a row, the pictures that `duplicates.correlation` compares, K H W.
+        """
+
+        def confirm(a: int, b: int) -> bool:
+            alike = duplicates.correlation(squares(self.rows[a]), squares(self.rows[b]))
+            return alike >= duplicates.LEAST_CORRELATION
+
         spans = [(video.start_s or 0.0, video.end_s) for _, video, _ in self]
         digests = [file.digest for file in self.files]
         exact = duplicates.same([(d, span) if d else None for d, span in zip(digests, spans, strict=True)])
         durations_s = [file.info.duration_s if file.info else 0.0 for file in self.files]
         near = [
             [group[place] for place in part]
-            for group in duplicates.near([file.hashes for file in self.files], durations_s)
+            for group in duplicates.near([file.hashes for file in self.files], durations_s, confirm=confirm)
             for part in duplicates.same([spans[index] for index in group])
         ]
         near = [group for group in near if len({digests[index] for index in group}) > 1]
         return [*(self._copies("exact", group) for group in exact), *(self._copies("near", group) for group in near)]
 
     def leaks(self) -> list[Leak]:
-        """Of groups; where a row has none, of its file, whatever that is called."""
-        members: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        """Of groups, and of files, whatever those are called; once where both have the same rows."""
+        groups, files = (defaultdict[str, dict[str, list[int]]](lambda: defaultdict(list)) for _ in range(2))
         for row, video, file in self:
             if video.split is not None:
-                members[video.group or f"file {file.digest or video.path}"][video.split].append(row)
-        leaks = []
-        for group, splits in members.items():
-            if len(splits) < 2:
-                continue
+                files[file.digest or str(video.path)][video.split].append(row)
+                if video.group is not None:
+                    groups[video.group][video.split].append(row)
+        named = list(groups.items())
+        for splits in files.values():
             videos = [self.manifest[row] for rows in splits.values() for row in rows]
-            if videos[0].group is None:
-                if len({(video.start_s, video.end_s) for video in videos}) == 1:
-                    continue  # whole copies, which `copies` tells of
-                group = videos[0].path.name
-            leaks.append(Leak(group, {split: splits[split] for split in sorted(splits, key=precedence)}))
-        return leaks
+            if len({(video.start_s, video.end_s) for video in videos}) > 1:  # or `copies` tells of them
+                named.append((videos[0].path.name, splits))
+        leaks: dict[str, Leak] = {}
+        for name, splits in named:
+            if len(splits) > 1:
+                leak = Leak(name, {split: splits[split] for split in sorted(splits, key=precedence)})
+                leaks.setdefault(str(leak.rows), leak)
+        return list(leaks.values())
 
     def remarks(self, copies: Sequence[Copies], leaks: Sequence[Leak]) -> list[Remark]:
         """Everything of note but for what single files have, most serious first."""

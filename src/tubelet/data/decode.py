@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -294,9 +294,9 @@ class _Player:
 
     def _jump(self, run: list[float]) -> bool:
         """Goes to a key frame not later than `run`. False where the file misleads: it then plays from its start."""
-        for back_s in (0, 3, 15):
+        for back in (0, self.delay, 3 / self.tick_s, 15 / self.tick_s):
             try:
-                ticks = max(self.origin, int(run[0] - self.delay - back_s / self.tick_s))
+                ticks = max(self.origin, int(run[0] - back))
                 self.container.seek(ticks, stream=self.stream, backward=True)
             except av.FFmpegError:
                 break
@@ -335,18 +335,25 @@ class _Player:
                 raise UnreadableVideo(self.path, "none of its frames can be decoded (damaged or cut short)")
             self.shown = shown
         except BaseException:
-            self._close()
+            self._close_file()
             raise
 
     def _play_from_here(self) -> None:
-        self.packets = Packets(self._demux(), self.trusting)
+        self.demuxed = self._demux()
+        self.packets = Packets(self.demuxed, self.trusting)
         self.pictures, self.coming = self._decode(), None
 
     def _close(self) -> None:
+        # These refer back to the player, and decoders are too large to wait for the garbage collector.
+        self.pictures.close()
+        self.demuxed.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
         self.container.close()
         self.source.close()
 
-    def _decode(self) -> Iterator[_Shown]:
+    def _decode(self) -> Generator[_Shown, None, None]:
         """Pictures in the order of display from where the container stands; damaged ones are skipped."""
         step = 1 / self.fps / self.tick_s
         start = None
@@ -371,7 +378,7 @@ class _Player:
         with suppress(av.FFmpegError):
             yield from codec.decode(None)  # what the decoder still holds
 
-    def _demux(self) -> Iterator[Packet]:
+    def _demux(self) -> Generator[Packet, None, None]:
         step = 1 / self.fps / self.tick_s
         with suppress(av.FFmpegError):  # the file breaks off there
             for packet in self.container.demux(self.stream):

@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy
 
-from tubelet.data import pictures, read, storage
+from tubelet.data import pictures, read, shards, storage
 from tubelet.data.appearance import Appearance
 from tubelet.data.cases import CASES, Case, Finding, refusal
-from tubelet.data.container import PICTURES, opened_stream
+from tubelet.data.container import PICTURES, open_container, video_stream, words
 from tubelet.data.info import UnreadableVideo, VideoInfo
+from tubelet.data.sample import step_s
 from tubelet.data.storage import Place, Url
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CASES", "Case", "Examination", "Finding", "examine"]
 
-CLIP_FRAMES, CLIP_STRIDE = 16, 4  # as VideoMAE is trained on Kinetics
+CLIP_FRAMES, CLIP_STRIDE, CLIP_FPS = 16, 4, 30.0  # as VideoMAE is trained on Kinetics
 
 TOLERANCE = 0.02
 """Share that a length may differ from its header's: containers round, and some leave the last frame's length out."""
@@ -94,10 +96,12 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     """The one that is the reason first."""
     digest: str = ""
-    """BLAKE2b of the bytes, 128 bits in hexadecimal; empty where it is no file."""
+    """BLAKE2b of the bytes, 128 bits in hexadecimal: of the file, or of pictures in order, or a sample's video."""
     bytes: int = 0
     hashes: list[int] = field(default_factory=list)
     """64 bits for each of `appearance.HASHED` frames, in order; frames with nothing to see have none."""
+    squares: bytes = field(default=b"", repr=False)
+    """Those frames as grey squares of `appearance.SMALL` pixels, a byte each."""
     frames: int = 0
     """Decoded and shown."""
     seconds: float = 0.0
@@ -114,6 +118,7 @@ class Examination:
             **asdict(self),
             "place": str(self.place),
             "hashes": [f"{number:016x}" for number in self.hashes],  # readers of JSON round integers of 64 bits
+            "squares": base64.b64encode(self.squares).decode(),
             "thumbnail": base64.b64encode(self.thumbnail).decode(),
         }
 
@@ -124,13 +129,18 @@ class Examination:
             "info": VideoInfo(**row["info"]) if row["info"] else None,
             "findings": [Finding(**finding) for finding in row["findings"]],
             "hashes": [int(number, 16) for number in row["hashes"]],
+            "squares": base64.b64decode(row["squares"]),
             "thumbnail": base64.b64decode(row["thumbnail"]),
         }
         return cls(**{**row, **made})
 
 
 def examine(
-    place: str | Path | Url, fps: float | None = None, frames: int = CLIP_FRAMES, stride: int = CLIP_STRIDE
+    place: str | Path | Url,
+    fps: float | None = None,
+    frames: int = CLIP_FRAMES,
+    stride: int = CLIP_STRIDE,
+    reference_fps: float = CLIP_FPS,
 ) -> Examination:
     """Decodes a video once and says what there is to know of it.
 
@@ -140,13 +150,14 @@ def examine(
         place: a file or URL, or whatever else `tubelet.data.read` reads.
         fps: the rate of pictures without a clock.
         frames: of a clip, to tell what is shorter than one.
-        stride: of a clip, in frames of the video.
+        stride: of a clip, in frames of a video of `reference_fps`.
+        reference_fps: 0: strides count the video's own frames.
     """
     where = storage.place(place)
     try:
         info = read.probe(where, fps)
         film = _Pictures(where, info) if pictures.is_place(where) else _Film(where, info)
-        return _look(where, info, film, frames * stride)
+        return _look(where, info, film, frames * step_s(stride, reference_fps, info.fps))
     except UnreadableVideo as error:
         finding = _refused(where, error.reason)
     except (OSError, ValueError, av.FFmpegError) as error:  # its place fails, or its pictures cannot be converted
@@ -154,13 +165,13 @@ def examine(
     return Examination(where, reason=finding.detail, findings=[finding])
 
 
-def _look(where: Place, info: VideoInfo, film: _Film | _Pictures, clip: int) -> Examination:
-    """Args: `clip`: frames, at the video's rate, that a clip spans."""
+def _look(where: Place, info: VideoInfo, film: _Film | _Pictures, clip_s: float) -> Examination:
+    """Args: `clip_s`: seconds that a clip spans."""
     seen = Appearance(info)
     for start_s, picture in film.play():
         seen.add(start_s, picture)
     seen.end(film.end_s)
-    findings = [*film.findings(), *_about_length(info, film, clip), *_about_shape(info), *seen.findings()]
+    findings = [*film.findings(), *_about_length(info, film, clip_s), *_about_shape(info), *seen.findings()]
     findings.sort(key=lambda f: CASES[f.code].severity != "unreadable")  # a stable sort: the order stays otherwise
     refused = any(CASES[f.code].severity == "unreadable" for f in findings)
     digest, count = _digest(where)
@@ -172,6 +183,7 @@ def _look(where: Place, info: VideoInfo, film: _Film | _Pictures, clip: int) -> 
         digest=digest,
         bytes=count,
         hashes=seen.hashes,
+        squares=seen.squares,
         frames=film.shown,
         seconds=film.end_s,
         decode_s=film.decode_s,
@@ -202,7 +214,9 @@ class _Film:
     def play(self) -> Iterator[tuple[float, VideoFrame]]:
         """Each picture with when its display starts, in seconds from the first."""
         file = None if isinstance(self.where, Path) else partial(storage.opened, self.where)
-        with opened_stream(self.where, file) as (container, stream):
+        container, source = open_container(self.where, file)
+        with closing(source), container:
+            stream = video_stream(container, self.where)
             self._note_streams(container, stream)
             self.header_frames = stream.frames
             self.tick_s = float(stream.time_base or 1 / self.info.fps)
@@ -228,6 +242,8 @@ class _Film:
                 start_s = (self.last - self.origin) * self.tick_s
                 self.end_s = start_s + ((picture.duration or 0) * self.tick_s or 1 / self.info.fps)
                 yield start_s, picture
+        if source.error:  # which looked like the end of the file
+            raise UnreadableVideo(self.where, words(source.error))
 
     def findings(self) -> list[Finding]:
         return [*self._about_end(), *self._about_damage(), *self._about_clock(), *self.about_streams,
@@ -390,7 +406,7 @@ class _Pictures:
 
 
 def _refused(where: Place, reason: str) -> Finding:
-    code = refusal(reason)
+    code = refusal(reason.replace(str(where), ""))  # what object storage says names the place, which may say anything
     if code == "not_a_video":
         with storage.opened(where) as file:
             if file.read(4) == _RESOURCE_FORK:
@@ -398,12 +414,12 @@ def _refused(where: Place, reason: str) -> Finding:
     return Finding(code, reason)
 
 
-def _about_length(info: VideoInfo, film: _Film | _Pictures, clip: int) -> list[Finding]:
-    seconds, frames = film.end_s, round(film.end_s * info.fps)
+def _about_length(info: VideoInfo, film: _Film | _Pictures, clip_s: float) -> list[Finding]:
+    seconds = film.end_s
     if film.shown == 1:
         return [Finding("one_frame")]
-    if frames < clip:
-        return [Finding("shorter_than_a_clip", f"{frames:,} frames, where a clip spans {clip:,}")]
+    if seconds + 0.5 / info.fps < clip_s:  # containers round times
+        return [Finding("shorter_than_a_clip", f"{seconds:.2f} s, where a clip spans {clip_s:.2f} s")]
     return [Finding("very_long", f"{seconds / 3600:.1f} hours")] if seconds > LONG_S else []
 
 
@@ -444,13 +460,25 @@ def _about_pixels(picture: VideoFrame) -> list[Finding]:
 
 
 def _digest(where: Place) -> tuple[str, int]:
-    """Of the bytes of a file, and how many there are."""
-    if isinstance(where, Path) and not where.is_file():
-        return "", 0
+    """Of what holds the frames, and how many bytes that is."""
     made = hashlib.blake2b(digest_size=16)
     count = 0
-    with storage.opened(where) as file:
-        while block := file.read(1 << 20):
-            made.update(block)
-            count += len(block)
+    for block in _blocks(where):
+        made.update(block)
+        count += len(block)
     return made.hexdigest(), count
+
+
+def _blocks(where: Place) -> Iterator[bytes]:
+    """The bytes of a file, of pictures in order, or of a sample's video."""
+    sample = shards.sample(where) if shards.is_place(where) else None
+    kind = shards.video_of(sample) if sample else ""
+    if sample and sample.pictures and kind == "pictures":
+        for number in range(len(sample.pictures.sizes)):
+            yield from sample.encoded([number])
+    elif sample is None and pictures.is_place(where):
+        found = pictures.series(where)
+        yield from map(found.encoded, range(len(found.names)))
+    else:
+        with sample.opened(kind) if sample else storage.opened(where) as file:
+            yield from iter(partial(file.read, 1 << 20), b"")

@@ -7,6 +7,8 @@ processes, so that a file on which a decoder crashes or hangs costs that file on
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import os
 import statistics
 from collections import Counter
@@ -51,7 +53,8 @@ class Look(NamedTuple):
     fps: float | None
     """Of pictures without a clock."""
     bytes: int
-    changed_ns: int
+    state: int
+    """When it was changed, in nanoseconds; of a folder a digest of its list of files, with their sizes and dates."""
 
 
 
@@ -67,7 +70,7 @@ class Scan:
 
     def summary(self) -> list[tuple[str, str]]:
         """Rows of a table for people: what, how much."""
-        seconds = [_seconds(v, i) for v, i in zip(self.manifest, self.infos, strict=True)]
+        seconds = [seconds_of(v, i) for v, i in zip(self.manifest, self.infos, strict=True)]
         rows = [
             ("videos", f"{len(self.manifest):,}"),
             ("hours", f"{sum(seconds) / 3600:,.2f}"),
@@ -108,22 +111,22 @@ def scan(folder: str | Path, workers: int | None = None, limit_s: float = LIMIT_
     listed, others = videos_of(folder)
     looks = [look_at(video) for video in listed]
     found = dict(decoded(_check, looks, "looking at videos", workers, limit_s))
-    unreadable = {look.place: answer for look, answer in found.items() if isinstance(answer, str)}
+    unreadable: list[tuple[Place, str]] = []
     kept: list[tuple[Video, VideoInfo]] = []
     for video, look in zip(listed, looks, strict=True):
         info = found[look]
-        if isinstance(info, str):
-            continue
-        if reason := beyond(video, info):
-            unreadable[video.path] = reason
-            continue
-        kept.append((video, info))
+        reason = info if isinstance(info, str) else beyond(video, info)
+        if reason:
+            unreadable.append((video.path, reason))
+        else:
+            assert not isinstance(info, str)
+            kept.append((video, info))
     if not kept:
-        place, reason = next(iter(unreadable.items()))
+        place, reason = unreadable[0]
         raise TubeletError(f"none of the {len(found)} videos of {folder} can be read; {place.name}: {reason}")
     return Scan(
         manifest=Manifest([v for v, _ in kept], listed.classes, listed.source),
-        unreadable=list(unreadable.items()),
+        unreadable=list(dict.fromkeys(unreadable)),  # a file once, and each span beyond an end
         infos=[i for _, i in kept],
         others=others,
     )
@@ -132,8 +135,8 @@ def scan(folder: str | Path, workers: int | None = None, limit_s: float = LIMIT_
 def videos_of(source: str | Path) -> tuple[Manifest, dict[str, int]]:
     """The videos of a tree, or of a manifest or list, and how many files of each kind were passed over in a tree.
 
-    In a tree the folder that a video lies in is its label, unless all lie in one; first-level folders called train, val
-    or test become the split.
+    In a tree the folder that a video lies in is its label, unless all would have the same one; first-level folders
+    called train, val or test become the split.
 
     Raises:
         TubeletError: there is no such folder or list, or no video in it.
@@ -187,14 +190,24 @@ def beyond(video: Video, info: VideoInfo) -> str | None:
 
 def write_unreadable(path: str | Path, unreadable: Sequence[tuple[Place, str]]) -> None:
     """Writes the quarantine list, a CSV of path and reason; whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_text(Path(path), table(("path", "reason"), unreadable))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The text of a CSV."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all. Names of files that are not UTF-8 stay as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "reason"))
-        writer.writerows(unreadable)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+    storage.put(temporary, path)
 
 
 def is_video(path: Place) -> bool:
@@ -248,7 +261,7 @@ def _labelled(root: Path, places: list[Place]) -> list[Video]:
     ]
     has_splits = bool(parents) and all(parts and parts[0].lower() in SPLITS for parts in parents)
     folders = [parts[1:] if has_splits else parts for parts in parents]
-    has_labels = len(set(folders)) > 1
+    has_labels = len({inner[-1] for inner in folders if inner}) > 1
     return [
         Video(
             place,
@@ -281,7 +294,7 @@ def walk(root: Path, hidden: Counter[str] | None = None) -> Iterator[Path]:
 
 
 def _state(place: Place) -> tuple[int, int]:
-    """Bytes and time of the last change; of the archive where a place is inside one. Missing files have -1 bytes."""
+    """Bytes and state as in `Look`; of the archive where a place is inside one. Missing files have -1 bytes."""
     if not isinstance(place, Path):
         try:
             return storage.size(place), 0
@@ -292,10 +305,12 @@ def _state(place: Place) -> tuple[int, int]:
             outer = next((p for p in (place, *place.parents) if p.is_file()), place)
             status = outer.stat()
             return status.st_size, status.st_mtime_ns
-        states = [file.stat() for file in place.iterdir()]
+        states = [(os.fsencode(file.name), file.stat()) for file in os.scandir(place)]
     except OSError:
         return -1, 0
-    return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+    listed = sorted((name, status.st_size, status.st_mtime_ns) for name, status in states)
+    digest = hashlib.blake2b(repr(listed).encode(), digest_size=8).digest()
+    return sum(size for _, size, _ in listed), int.from_bytes(digest, "big")
 
 
 def _check(look: Look) -> VideoInfo | str:
@@ -311,9 +326,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _seconds(video: Video, info: VideoInfo) -> float:
-    start_s = video.start_s or 0.0
-    return min(info.duration_s, video.end_s or info.duration_s) - start_s
+def seconds_of(video: Video, info: VideoInfo) -> float:
+    """How long the part of a file is that a row is about."""
+    end_s = info.duration_s if video.end_s is None else min(info.duration_s, video.end_s)
+    return end_s - (video.start_s or 0.0)
 
 
 def spread(values: list[float]) -> str:

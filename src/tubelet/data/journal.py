@@ -16,12 +16,12 @@ from tubelet.data import storage
 from tubelet.data.examine import Examination
 from tubelet.data.inspect import Look
 
-VERSION = 1
+VERSION = 2
 """Another one where the same file would be answered otherwise; what older ones say is found out again."""
 
 
 class Journal:
-    """Examinations by the file that was looked at; thumbnails stay on the disk until they are asked for."""
+    """Examinations by the file that was looked at; their pictures stay on the disk until they are asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +55,7 @@ class Journal:
         return look in self._known
 
     def __getitem__(self, look: Look) -> Examination:
-        """What was found, without the thumbnail."""
+        """What was found, without pictures."""
         return self._known[look]
 
     def add(self, look: Look, examination: Examination) -> None:
@@ -69,15 +69,15 @@ class Journal:
         """Takes an answer for this run alone: the next one tries again what ended its process or took too long."""
         self._known[look] = examination
 
-    def thumbnail(self, look: Look) -> bytes:
-        """A small JPEG, or nothing where no frame could be decoded."""
+    def whole(self, look: Look) -> Examination:
+        """What was found, with its pictures where any could be decoded."""
         if look not in self._lines:
-            return b""
+            return self._known[look]
         self._file.seek(self._lines[look])
-        return Examination.from_json(json.loads(self._file.readline())["found"]).thumbnail
+        return Examination.from_json(json.loads(self._file.readline())["found"])
 
     def _keep(self, look: Look, examination: Examination, start: int) -> None:
-        self._known[look] = replace(examination, thumbnail=b"")
+        self._known[look] = replace(examination, thumbnail=b"", squares=b"")
         self._lines[look] = start
 
     def _whole_lines(self) -> Iterator[tuple[int, bytes]]:

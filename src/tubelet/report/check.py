@@ -8,13 +8,14 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tubelet.data.check import CASES, Checked, LeftOut, thumbnails
 from tubelet.data.corpus import Remark, precedence
-from tubelet.data.listing import Video, natural_sort
+from tubelet.data.inspect import seconds_of, write_text
+from tubelet.data.listing import natural_sort
 
 SHOWN = 12
 """Videos of each kind of finding that are shown."""
@@ -90,9 +91,7 @@ def write_page(
     )  # fmt: skip
     environment.filters["uri"] = lambda content: f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
     text = environment.get_template("check.html").render(context)
-    temporary = checked.out.page.with_name(f".{checked.out.page.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(checked.out.page)
+    write_text(checked.out.page, text)
     return checked.out.page
 
 
@@ -101,7 +100,7 @@ def verdict(checked: Checked) -> str:
     rows, kept = len(checked.manifest), len(checked.clean)
     if not kept:
         return f"None of the {rows:,} rows can be used: no manifest was written."
-    seconds = sum(_seconds(video, file.info) for video, file in checked.usable if file.info)
+    seconds = sum(seconds_of(video, file.info) for video, file in checked.usable if file.info)
     text = f"{kept:,} of {rows:,} rows can be used ({100 * kept / rows:.1f} %), {_duration(seconds)} of video."
     if checked.left_out:
         text += f" {rows - kept:,} were left out: "
@@ -124,7 +123,7 @@ def steps(checked: Checked) -> list[str]:
 def histograms(checked: Checked) -> list[tuple[str, list[tuple[str, int]]]]:
     """Title, and label and count of each bar, for the rows that can be used."""
     usable = [(video, file.info) for video, file in checked.usable if file.info is not None]
-    lengths = _binned([_seconds(video, info) for video, info in usable], LENGTHS_S)
+    lengths = _binned([seconds_of(video, info) for video, info in usable], LENGTHS_S)
     sides = _binned([min(info.width, info.height) for _, info in usable], SIDES)
     rates = Counter(f"{info.fps:.4g}" for _, info in usable)
     found = [
@@ -192,10 +191,6 @@ def _name(checked: Checked, row: int) -> str:
     if video.start_s is None and video.end_s is None:
         return path
     return f"{path} ({video.start_s or 0:g} to {'the end' if video.end_s is None else f'{video.end_s:g}'} s)"
-
-
-def _seconds(video: Video, info: Any) -> float:
-    return min(info.duration_s, video.end_s or info.duration_s) - (video.start_s or 0.0)
 
 
 def _binned(values: Iterable[float], edges: Sequence[float]) -> list[tuple[str, int]]:

@@ -88,7 +88,7 @@ def say_unreadable(manifest: Manifest, unreadable: dict[int, str]) -> None:
     shown = [f"{manifest.videos[row].path.name}: {reason}" for row, reason in list(unreadable.items())[:3]]
     reasons = "; ".join(shown) + (" ..." if len(unreadable) > 3 else "")
     if len(unreadable) == len(manifest):
-        raise TubeletError(f"none of the {len(manifest)} videos can be read ({reasons}); try `tubelet data scan`")
+        raise TubeletError(f"none of the {len(manifest)} videos can be read ({reasons}); try `tubelet data check`")
     warn(f"{len(unreadable)} of {len(manifest)} videos cannot be read and are left out ({reasons})")
 
 
