@@ -453,6 +453,15 @@ def test_object_storage_that_holds_other_things_is_left_alone(source, tmp_path):
     assert memory.cat_file(f"/{tmp_path.name}/mine/clips.csv") == b"path\nmine.mp4\n"
 
 
+def test_a_shard_on_object_storage_is_made_again(source, tmp_path):
+    pytest.importorskip("fsspec")
+    out = storage.place(f"memory://{tmp_path.name}/again")
+    write_manifest(tmp_path / "a.csv", Manifest([Video(source.parent / "plain.mp4"), Video(tmp_path / "late.mp4")]))
+    assert pack(read_manifest(tmp_path / "a.csv"), out, Packing(), 0).videos == 1
+    shutil.copy(source.parent / "slow.avi", tmp_path / "late.mp4")
+    assert pack(read_manifest(tmp_path / "a.csv"), out, Packing(), 0).videos == 2
+
+
 def test_what_a_killed_start_left_for_object_storage_is_removed_by_the_next(source, tmp_path, monkeypatch):
     pytest.importorskip("fsspec")
     out = storage.place(f"memory://{tmp_path.name}/killed")

@@ -185,7 +185,8 @@ def test_a_shard_cut_short_and_a_torn_index_are_said(packed):
     packed.write_bytes(whole)
     index = Path(shards.index_place(packed))
     lines = index.read_text().splitlines()
-    for text in ("\n".join(lines[:-1]), json.dumps({"tubelet": 99, "samples": 0})):
+    short = [lines[0], *(line[:-9] for line in lines[1:])]
+    for text in ("\n".join(lines[:-1]), "\n".join(short), json.dumps({"tubelet": 99, "samples": 0})):
         index.write_text(text)
         shards._index.cache_clear()
         shards._sample.cache_clear()

@@ -36,7 +36,7 @@ from tubelet.data.encode import OnDisk
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.inspect import write_unreadable
 from tubelet.data.listing import Manifest, Video, write_manifest, written
-from tubelet.data.packing import STAMP, Made, Packing, Unit, guess, make, size_of, source_stamp
+from tubelet.data.packing import Made, Packing, Unit, guess, make, size_of, source_stamp
 from tubelet.data.storage import Place
 from tubelet.data.workers import Failure, Workers
 from tubelet.types import TubeletError
@@ -287,19 +287,26 @@ def _is_finished(out: Place, number: int, units: list[Unit]) -> bool:
     """
     tar = out / shard_name(number)
     try:
-        with storage.opened(shards.index_place(tar)) as file:
-            shard = shards.parse_index(file.read().decode()).shard
+        shard = _index_of(tar).shard
         if shard["bytes"] != storage.size(tar):
             return False
-        kept = [unit.video.path for unit in units if unit.key not in shard["left_out"]]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return False
+    kept = [unit.video.path for unit in units if unit.key not in shard["left_out"]]
     if any(isinstance(path, Path) and storage.stamp(path) is None for path in kept):
         return True
-    if shard["sources"] != "".join(source_stamp(unit.video.path) for unit in units):
-        log.say(f"{tar.name} is packed again: a source of it has changed")
+    if shard["passing"]:
         return False
-    return not shard["passing"]
+    is_same = shard["sources"] == "".join(source_stamp(unit.video.path) for unit in units)
+    if not is_same:
+        log.say(f"{tar.name} is packed again: a source of it has changed")
+    return is_same
+
+
+def _index_of(tar: Place) -> shards.Index:
+    """The index as it lies there now; `shards.index` may remember one from before."""
+    with storage.opened(shards.index_place(tar)) as file:
+        return shards.parse_index(file.read().decode())
 
 
 def _goes_on(finished: set[int], members: list[list[Unit]]) -> str:
@@ -350,7 +357,7 @@ def _write_shard(
             made = next(results)
             advance()
             if isinstance(made, Failure):
-                made = Made(left_out=made.reason, is_passing=True, stamp="-" * STAMP)
+                made = Made(left_out=made.reason, is_passing=True)
             shard["sources"] += made.stamp
             if made.error is not None:
                 raise made.error
@@ -440,7 +447,7 @@ def _finish(
     manifest: Manifest, packing: Packing, out: Place, folder: Path, units: list[Unit], rows: list[int], started: float
 ) -> Packed:
     """Writes the manifest of what there is, and the list of what there is not."""
-    indexes = [shards.index(out / shard_name(number)) for number in range(-(-len(units) // packing.per_shard))]
+    indexes = [_index_of(out / shard_name(number)) for number in range(-(-len(units) // packing.per_shard))]
     left_out = {int(key): reason for index in indexes for key, reason in index.shard["left_out"].items()}
     sources = [written(unit.video.path, manifest.source) for unit in units]
     if len(left_out) == len(units):

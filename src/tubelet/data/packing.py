@@ -32,8 +32,6 @@ BYTES_OF_PIXEL = {"jpeg": 0.13, "webp": 0.09, "video": 0.02, "raw": 3.0}
 CODECS = {"jpeg": "mjpeg", "webp": "webp", "raw": "rawvideo", "video": "h264"}
 ROUNDING_S = 1e-6
 """Frames that start so near to k / fps are on an even clock."""
-STAMP = 8
-"""Letters that stand for a source as it was."""
 STILL = 3
 """A last frame that is shown for longer than so many is told of: perhaps the source breaks off there."""
 
@@ -331,7 +329,7 @@ def size_of(place: Place) -> int:
 
 def source_stamp(place: Place) -> str:
     """Letters that change when a file does. Those of one that is missing, and of every URL, are the same."""
-    return hashlib.blake2b(repr(storage.stamp(place)).encode(), digest_size=STAMP // 2).hexdigest()
+    return hashlib.blake2b(repr(storage.stamp(place)).encode(), digest_size=4).hexdigest()
 
 
 def guess(unit: Unit, packing: Packing) -> float:

@@ -197,6 +197,8 @@ def parse_index(text: str) -> Index:
     if not isinstance(shard, dict) or shard.get("tubelet") != VERSION or shard.get("samples") != len(lines):
         raise ValueError("not an index of this version, or torn")
     rows = [line.split(" ") for line in lines]
+    if any(len(row) != 6 for row in rows):
+        raise ValueError("a line of it has more or less than six words")
     columns = list(zip(*rows, strict=True)) or [()] * 6
     offsets, sizes, json_sizes = (numpy.array(column, dtype=numpy.int64) for column in columns[1:4])
     json_checksums, checksums = (

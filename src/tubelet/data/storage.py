@@ -194,6 +194,7 @@ def put(file: Path, target: Place) -> None:
     with _asking(target) as (system, path):
         system.makedirs(system._parent(path), exist_ok=True)
         system.put_file(str(file), path)
+    _remote_size.cache_clear()
     file.unlink()
 
 
