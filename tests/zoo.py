@@ -932,13 +932,13 @@ def _(path: Path) -> None:
 
 def with_cover(path: Path, video: bool) -> None:
     """a cover picture, beside a video or beside sound alone"""
-    source = path.with_name("with_cover_source.mp4")
+    source = path.with_name(f"{path.stem}_source.mp4")
     if video:
         film(source)
     else:
         make_sound(source)
     cover = film(
-        path.with_name("cover.jpg"), numbered([155]), codec="mjpeg", pix_fmt="yuvj420p", b_frames=0, kind="image2pipe"
+        path.with_name(f"{path.stem}_picture.jpg"), numbered([155]), codec="mjpeg", pix_fmt="yuvj420p", b_frames=0, kind="image2pipe"
     ).read_bytes()
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream("mjpeg", rate=1)
