@@ -937,8 +937,9 @@ def with_cover(path: Path, video: bool) -> None:
         film(source)
     else:
         make_sound(source)
+    picture = path.with_name(f"{path.stem}_picture.jpg")
     cover = film(
-        path.with_name(f"{path.stem}_picture.jpg"), numbered([155]), codec="mjpeg", pix_fmt="yuvj420p", b_frames=0, kind="image2pipe"
+        picture, numbered([155]), codec="mjpeg", pix_fmt="yuvj420p", b_frames=0, kind="image2pipe"
     ).read_bytes()
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream("mjpeg", rate=1)
