@@ -24,10 +24,11 @@ from tubelet.data import read
 from tubelet.data.clips import Clips
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.sample import step_s
+from tubelet.data.workers import cores
 from tubelet.learner import Learner
 from tubelet.train import run, schedule
 from tubelet.train.optim import adamw
-from tubelet.train.parallel import autocast, cores, shared_cores
+from tubelet.train.parallel import autocast, shared_cores
 from tubelet.train.step import take_step
 from tubelet.types import Batch, TubeletError
 

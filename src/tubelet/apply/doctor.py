@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from tubelet.train.parallel import cores, has_bfloat16
+from tubelet.data.workers import cores
+from tubelet.train.parallel import has_bfloat16
 
 CORE = ("numpy", "av", "jsonargparse", "safetensors", "rich", "jinja2")
 EXTRAS = {"table": "pyarrow", "synth": "scikit-image", "viz": "matplotlib", "track": "tensorboard"}

@@ -24,7 +24,7 @@ from tubelet.data import pictures, read, shards, storage
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Manifest, Video, natural_sort, read_manifest
 from tubelet.data.storage import Place
-from tubelet.data.workers import LIMIT_S, Failure, Workers
+from tubelet.data.workers import LIMIT_S, Failure, Workers, cores
 from tubelet.types import TubeletError
 
 VIDEO_SUFFIXES = {
@@ -55,7 +55,6 @@ class Look(NamedTuple):
     bytes: int
     state: int
     """When it was changed, in nanoseconds; of a folder a digest of its list of files, with their sizes and dates."""
-
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def decoded(
 ) -> Iterator[tuple[Look, Result | str]]:
     """Each file once, with what `function` says of it in a worker process or why that came to nothing, and a bar."""
     looks = list(dict.fromkeys(looks))
-    count = min(len(looks), _cores() if workers is None else workers)
+    count = min(len(looks), cores() if workers is None else workers)
 
     def limit(look: Look) -> float:
         return limit_s + min(MOST_S, max(0, look.bytes) / SLOWEST_BYTES_PER_S)
@@ -320,10 +319,6 @@ def _check(look: Look) -> VideoInfo | str:
         return error.reason
     except Exception as error:  # a file must never stop the scan
         return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seconds_of(video: Video, info: VideoInfo) -> float:

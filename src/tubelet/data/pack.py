@@ -38,7 +38,7 @@ from tubelet.data.inspect import write_unreadable
 from tubelet.data.listing import Manifest, Video, write_manifest, written
 from tubelet.data.packing import Made, Packing, Unit, guess, make, size_of, source_stamp
 from tubelet.data.storage import Place
-from tubelet.data.workers import Failure, Workers
+from tubelet.data.workers import Failure, Workers, cores
 from tubelet.types import TubeletError
 
 PROBED = 16
@@ -489,10 +489,6 @@ def _row(video: Video, place: Place, source: str, packing: Packing) -> Video:
 
 def gigabytes(count: float) -> str:
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

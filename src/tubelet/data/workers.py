@@ -47,6 +47,11 @@ _QUEUED_BYTES = 32_000
 _PIPE_BYTES = 1 << 20
 
 
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Failure(NamedTuple):
     """What stands in for a result: the task ended its process, or took too long."""
 

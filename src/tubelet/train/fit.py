@@ -15,11 +15,12 @@ from tubelet.data.clips import Clips
 from tubelet.data.inspect import write_unreadable
 from tubelet.data.loader import Loader
 from tubelet.data.storage import place
+from tubelet.data.workers import cores
 from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.optim import adamw, set_rate
-from tubelet.train.parallel import Precision, cores, distribute, shared_cores
+from tubelet.train.parallel import Precision, distribute, shared_cores
 from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
 from tubelet.train.step import take_step

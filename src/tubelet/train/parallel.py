@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tubelet import dist
+from tubelet.data.workers import cores
 from tubelet.learner import Learner
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -44,11 +45,6 @@ def shared_cores(workers: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def distribute(learner: Learner, device: torch.device) -> nn.Module:

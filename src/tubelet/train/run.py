@@ -19,10 +19,10 @@ from tubelet import dist, registry
 from tubelet.checkpoint import load_backbone, load_weights, read_about, write_atomically, write_json
 from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest, read_manifest, train_and_test, train_and_validation
+from tubelet.data.workers import cores
 from tubelet.learner import Backbone, Learner
 from tubelet.log import say, warn
 from tubelet.train.fit import Fitted, Judge, fit
-from tubelet.train.parallel import cores
 from tubelet.types import TubeletError
 
 FREE = {("train", name) for name in ("workers", "quiet", "log_steps", "save", "limit_s", "max_unreadable")}
