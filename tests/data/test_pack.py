@@ -364,6 +364,8 @@ def test_a_file_that_breaks_off_is_left_out(tmp_path, suffix):
     found = re.match(r"it breaks off after (\d\.\d) of 8\.3 seconds", whole)
     assert found is not None
     assert span == "the file breaks off before the middle of this span"
+    thinned = pack(read_manifest(tmp_path / "a.csv"), tmp_path / "thinned", Packing(fps=5.0), 0)
+    assert [reason for _, reason in thinned.left_out] == [whole, span]
     good, slow = read_manifest(tmp_path / "out" / "clips.csv")
     assert read.probe(good.path).duration_s == pytest.approx(0.7)
     assert "still_s" not in shards.sample(good.path).about

@@ -289,8 +289,8 @@ class Loader:
 
     def _insist_on_one(self, task: _Task) -> None:
         if task.slot.substitute:
-            tried = min(len(self.clips), SUBSTITUTES)
-            path, reason = next(iter(self.unreadable.items()))
+            tried = min(len(self.order.peers(task.slot.id)), SUBSTITUTES)
+            path, reason = self.clips.manifest[task.slot.id].path, self.unreadable_rows[task.slot.id].reason
             raise TubeletError(
                 f"{self.clips.manifest.source or 'the manifest'}: none of {tried} videos could be read, such as "
                 f"{path}: {reason}; `tubelet data check` lists what is readable, and why the rest is not"

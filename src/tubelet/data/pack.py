@@ -247,7 +247,8 @@ def _desk(out: Place) -> Path:
     if isinstance(out, Path):
         desk = out
     else:
-        desk = Path(tempfile.gettempdir(), f"tubelet-pack-{hashlib.sha256(out.encode()).hexdigest()[:16]}")
+        owner = os.getuid() if hasattr(os, "getuid") else 0  # another user's is not ours to write to
+        desk = Path(tempfile.gettempdir(), f"tubelet-pack-{hashlib.sha256(f'{owner} {out}'.encode()).hexdigest()[:16]}")
     desk.mkdir(parents=True, exist_ok=True)
     return desk
 
@@ -294,8 +295,11 @@ def _is_finished(out: Place, number: int, units: list[Unit]) -> bool:
         return False
     kept = [unit.video.path for unit in units if unit.key not in shard["left_out"]]
     if any(isinstance(path, Path) and storage.stamp(path) is None for path in kept):
+        if shard["passing"]:
+            log.warn(f"{tar.name} stays as it is, with what it lacks: sources of it are gone")
         return True
     if shard["passing"]:
+        log.say(f"{tar.name} is packed again: {shard['passing']} of its videos could not be reached, or took too long")
         return False
     is_same = shard["sources"] == "".join(source_stamp(unit.video.path) for unit in units)
     if not is_same:
@@ -322,14 +326,18 @@ def _look_for_space(todo: list[Unit], packing: Packing, out: Place) -> None:
     if not todo or not isinstance(out, Path):
         return
     free = shutil.disk_usage(out).free
-    some = todo[:: max(1, len(todo) // PROBED)][:PROBED]
-    crew: Workers[int, float] = Workers(lambda number: guess(some[number], packing), 1)
-    each = [guess for _, guess in crew.map(range(len(some))) if isinstance(guess, float)]
-    needed = len(todo) * sum(each) / max(1, len(each))
+    remedy = "choose another disk"
+    if packing.format == "original" and all(isinstance(unit.video.path, Path) for unit in todo):
+        needed = float(sum(size_of(path) for path in {unit.video.path for unit in todo}))
+    else:
+        some = todo[:: max(1, len(todo) // PROBED)][:PROBED]
+        crew: Workers[int, float] = Workers(lambda number: guess(some[number], packing), 1)
+        each = [guess for _, guess in crew.map(range(len(some))) if isinstance(guess, float)]
+        needed = len(todo) * sum(each) / max(1, len(each))
+        remedy += ", a smaller --short-side, or --format video"
     if needed / 2 > free:
         raise TubeletError(
-            f"packing takes about {gigabytes(needed)}, and {gigabytes(free)} are free in {out}: choose another disk, "
-            "a smaller --short-side, or --format video"
+            f"packing takes about {gigabytes(needed)}, and {gigabytes(free)} are free in {out}: {remedy}"
         )
     if needed > 0.9 * free:
         log.warn(f"packing takes about {gigabytes(needed)}, and {gigabytes(free)} are free in {out}")

@@ -185,7 +185,8 @@ def _encode(unit: Unit, packing: Packing, source: Place | None, folder: Path) ->
         made.height, made.width = info.height, info.width
     else:
         made = _rewritten(video, info, start_s, seconds, packing, key, folder)
-        _check_end(video, info, start_s, seconds, made.starts_s[-1])
+        if packing.fps is not None or made.starts_s[-1] < seconds / 2:  # at another rate the last tick says nothing
+            _check_end(video, info, start_s, seconds)
     if unit.class_number >= 0:
         made.add(key, "cls", str(unit.class_number).encode())
     if caption := next((text for name in CAPTIONS if (text := video.extra.get(name, "").strip())), None):
@@ -218,14 +219,12 @@ def _rewritten(
     return made
 
 
-def _check_end(video: Video, info: VideoInfo, start_s: float, seconds: float, last_s: float) -> None:
-    """Looks whether a file breaks off, where its last frame seems to be shown for half of a span or more.
+def _check_end(video: Video, info: VideoInfo, start_s: float, seconds: float) -> None:
+    """Looks whether a file breaks off in the first half of a span.
 
     Raises:
         UnreadableVideo: it does. What was packed would not show it: the frame would stand still to a regular end.
     """
-    if last_s >= seconds / 2:
-        return
     if not read.is_file(video.path):
         read.check(video.path, video.fps)
         return

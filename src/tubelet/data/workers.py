@@ -62,8 +62,8 @@ class Workers(Generic[Task, Result]):
     """Maps a function over tasks in other processes, in order, each within a time limit.
 
     The processes are forked, so that the function, and what it refers to, need not be pickled; tasks, which should be
-    small, and results are. One pass at a time. Where a system cannot fork, or `count` is 0, the function is called in
-    this process, without any protection.
+    small, and results are. One pass at a time, and in one thread: the processes end with the thread that began it.
+    Where a system cannot fork, or `count` is 0, the function is called in this process, without any protection.
 
     Args:
         function: what to do with a task. An exception that it raises is raised by `map`.
@@ -223,6 +223,7 @@ class _Process:
         self.process.start()
         tasks.close()
         answers.close()  # so that the end of the process is the end of this pipe
+        self.parent = os.getpid()
         self.jobs: deque[_Job] = deque()
         self.bytes: deque[int] = deque()
         self.queued_bytes = 0
@@ -274,7 +275,8 @@ _ALIVE: weakref.WeakSet[_Process] = weakref.WeakSet()
 @atexit.register  # after multiprocessing's own, and therefore run before it: that one would wait for them for ever
 def _end_all() -> None:
     for process in list(_ALIVE):
-        process.process.kill()
+        if process.parent == os.getpid():  # and not in a fork of it
+            process.process.kill()
 
 
 def _work(function: Callable[[Any], Any], tasks: Connection, answers: Connection, parent: int) -> None:
