@@ -34,6 +34,8 @@ guard: setup
 
 bench: setup  ## speed of this machine, ratios in one run
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/pipeline.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
