@@ -32,7 +32,8 @@ lint: setup guard
 guard: setup
 	$(BIN)/python tests/guard.py
 
-bench: setup  ## speed of this machine, ratios in one run
+bench: setup  ## speed of this machine beside its peers, ratios in one run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/pipeline.py

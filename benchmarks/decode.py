@@ -7,8 +7,8 @@ every other round; a round is four clips, the same for all arms (packed or not),
 Times are medians of the process's CPU time per clip.
 
 Every arm is also checked: the numbers painted in the frames must be those asked for, and the largest difference to a
-sequential decode of the whole file is shown. Needs decord, opencv-python-headless and pillow; torchcodec is an arm
-where it can be imported.
+sequential decode of the whole file is shown. Needs `pip install 'tubelet[bench]'`; torchcodec is an arm where it can be
+imported.
 
     python benchmarks/decode.py --rounds 5 --out decode.json
     python benchmarks/decode.py --kinds "h264 340x256" --no-packs

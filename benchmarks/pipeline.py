@@ -28,8 +28,9 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from tubelet import recipe
 from tubelet.data.clips import Clips
+from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
-from tubelet.data.loader import Loader, to_device
+from tubelet.data.loader import Loader
 from tubelet.data.pack import Packing, pack
 from tubelet.data.storage import Place
 from tubelet.train.optim import adamw
