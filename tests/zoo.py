@@ -778,12 +778,12 @@ def two_sizes(path: Path, second: tuple[int, int]) -> None:
     """the size changes in the middle; later frames are brought to the first size"""
     halves = []
     for part, numbers_, size in (("a", range(36), SIZE), ("b", range(36, 70), second)):
-        half = path.with_name(f"two_sizes_{part}.h264")
+        half = path.with_name(f"{path.name}_{part}.h264")
         film(half, numbered(numbers_, size), size=size, b_frames=0, fps=25)
         halves.append(half.read_bytes())
         half.unlink()
-    path.with_name("two_sizes.h264").write_bytes(b"".join(halves))
-    with av.open(str(path.with_name("two_sizes.h264"))) as old, av.open(str(path), "w") as new:
+    path.with_name(f"{path.name}_both.h264").write_bytes(b"".join(halves))
+    with av.open(str(path.with_name(f"{path.name}_both.h264"))) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for k, packet in enumerate(p for p in old.demux(video=0) if p.size):
             packet.stream, packet.time_base = stream, Fraction(1, 25)
@@ -932,12 +932,12 @@ def _(path: Path) -> None:
 
 def with_cover(path: Path, video: bool) -> None:
     """a cover picture, beside a video or beside sound alone"""
-    source = path.with_name(f"{path.stem}_source.mp4")
+    source = path.with_name(f"{path.name}_source.mp4")
     if video:
         film(source)
     else:
         make_sound(source)
-    picture = path.with_name(f"{path.stem}_picture.jpg")
+    picture = path.with_name(f"{path.name}_picture.jpg")
     cover = film(
         picture, numbered([155]), codec="mjpeg", pix_fmt="yuvj420p", b_frames=0, kind="image2pipe"
     ).read_bytes()
