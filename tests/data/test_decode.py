@@ -302,8 +302,14 @@ def test_a_place_that_fails_is_not_taken_for_the_end_of_the_file(tmp_path, capfd
     path = film(tmp_path / "a.mkv", {}, 30, codec="ffv1")
     data = path.read_bytes()
     assert len(data) > 100_000
-    with pytest.raises(UnreadableVideo, match="connection reset by peer"):
+    with pytest.raises(UnreadableVideo, match="connection reset by peer") as caught:
         decode.read(PACKETS, numpy.array([1.1]), file=lambda: Broken(data))
+    assert isinstance(caught.value.__cause__, OSError)  # by which a pack knows that it may come again
+    at_once = Broken(data)
+    at_once.seek = lambda *_: io.BytesIO.seek(at_once, 50_000)
+    with pytest.raises(UnreadableVideo, match="connection reset by peer") as caught:
+        decode.probe(PACKETS, file=lambda: at_once)
+    assert isinstance(caught.value.__cause__, OSError)
 
     def refused() -> Any:
         raise PermissionError

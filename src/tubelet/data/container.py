@@ -12,7 +12,7 @@ import av
 from av.stream import Discard, Disposition
 
 from tubelet.data.info import UnreadableVideo
-from tubelet.data.storage import Place, opened
+from tubelet.data.storage import Place, opened, words
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -51,10 +51,6 @@ def open_container(path: Place, file: Callable[[], BinaryIO] | None) -> tuple[In
         if is_local and Path(path).exists() and not Path(path).is_file():
             raise UnreadableVideo(path, "not a file but a pipe, a socket or a device")  # opening one may never end
         source = Bytes(opened(path) if file is None else file())
-    except FileNotFoundError:
-        raise UnreadableVideo(path, "no such file") from None
-    except PermissionError:
-        raise UnreadableVideo(path, "no permission to read it") from None
     except OSError as error:
         raise UnreadableVideo(path, words(error)) from None
     head = source.read(64)
@@ -69,18 +65,14 @@ def open_container(path: Place, file: Callable[[], BinaryIO] | None) -> tuple[In
         )
     except (av.FFmpegError, OSError, ValueError):
         source.close()
-        raise UnreadableVideo(path, words(source.error) if source.error else _guess_what_it_is(head)) from None
+        # The cause tells those who may come again that it is the storage that fails, not the video.
+        raise UnreadableVideo(path, words(source.error) if source.error else _guess_what_it_is(head)) from source.error
     name = container.format.name
     if name in ("image2", "tty") or name.endswith("_pipe"):
         container.close()
         source.close()
         raise UnreadableVideo(path, "a text file, not a video" if name == "tty" else "a still image, not a video")
     return container, source
-
-
-def words(error: Exception) -> str:
-    said = error.strerror if isinstance(error, OSError) else None
-    return said or " ".join(str(error).split()) or f"reading it raised {type(error).__name__}"
 
 
 def _guess_what_it_is(head: bytes) -> str:

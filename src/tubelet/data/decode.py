@@ -19,10 +19,10 @@ import av
 import numpy
 from av.video.reformatter import VideoReformatter
 
-from tubelet.data.container import FALLBACK_FPS, open_container, rate, video_stream, words
-from tubelet.data.info import UnreadableVideo, VideoInfo, shrunk
+from tubelet.data.container import FALLBACK_FPS, open_container, rate, video_stream
+from tubelet.data.info import UnreadableVideo, VideoInfo, mercy_s, shrunk
 from tubelet.data.packets import Doubt, Packets
-from tubelet.data.storage import Place
+from tubelet.data.storage import Place, words
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -177,9 +177,7 @@ class _Player:
         self.seekable = self.trusting = True
         self._rewind()
         self.origin = self.shown.start
-        # Times are compared with a little mercy, since they and the file's own stamps were rounded: one tick
-        # of the clock (Matroska's is a whole millisecond), but never as much as a frame.
-        self.mercy = min(max(1.0, 1e-4 / self.tick_s), 0.05 / self.fps / self.tick_s)
+        self.mercy = mercy_s(self.fps, self.tick_s) / self.tick_s
 
     def __enter__(self) -> _Player:
         return self
@@ -388,7 +386,7 @@ class _Player:
                 self.end = max(self.end, start + (packet.duration or step))
                 yield packet
         if self.source.error:
-            raise UnreadableVideo(self.path, words(self.source.error))
+            raise UnreadableVideo(self.path, words(self.source.error)) from self.source.error
 
 
 

@@ -23,10 +23,10 @@ import numpy
 from tubelet.data import pictures, read, shards, storage
 from tubelet.data.appearance import Appearance
 from tubelet.data.cases import CASES, Case, Finding, refusal
-from tubelet.data.container import PICTURES, open_container, video_stream, words
+from tubelet.data.container import PICTURES, open_container, video_stream
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.sample import step_s
-from tubelet.data.storage import Place, Url
+from tubelet.data.storage import Place, Url, words
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -165,13 +165,14 @@ def stamp(source: Place) -> Stamp | None:
     return None
 
 
-def words(error: OSError) -> str:
-    """What is wrong, in one line."""
+def words(error: Exception) -> str:
+    """What is wrong, in one line; object storage raises what its library pleases."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
-    return error.strerror or " ".join(str(error).split()) or "it cannot be read"
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or " ".join(str(error).split()) or f"reading it raised {type(error).__name__}"
 
 
 def put(file: Path, target: Place) -> None:
