@@ -206,7 +206,8 @@ def data_pack(args: Namespace, _: list[str]) -> None:
 )  # fmt: skip
 def data_join(args: Namespace, _: list[str]) -> None:
     """Make one manifest of several corpora, with a column `corpus`, by which `data.weights` draws from them."""
-    from tubelet.data.listing import join, read_manifest, write_manifest
+    from tubelet.data.listing import read_manifest, write_manifest
+    from tubelet.data.mixture import join
     from tubelet.log import say, table, warn
 
     manifests = [read_manifest(path) for path in args.manifests]

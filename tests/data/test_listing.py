@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tubelet.data.listing import (
-    Manifest,
-    Video,
-    divide,
-    few_labels,
-    join,
-    natural_sort,
-    read_manifest,
-    write_manifest,
-)
+from tubelet.data.division import few_labels
+from tubelet.data.listing import Manifest, Video, natural_sort, read_manifest, write_manifest
 from tubelet.data.storage import Url
 from tubelet.types import TubeletError
 
@@ -188,54 +179,6 @@ def test_natural_sort_takes_any_words(words):
     assert natural_sort(words) == natural_sort(reversed(words))
 
 
-def labelled(classes: dict[str, int], groups: int = 0) -> Manifest:
-    names = [name for name, count in classes.items() for _ in range(count)]
-    return Manifest(
-        Video(Path(f"/v/{i}.mp4"), label=name, group=f"g{i % groups}" if groups else None)
-        for i, name in enumerate(names)
-    )
-
-
-def test_few_labels():
-    manifest = labelled({"a": 20, "b": 20, "c": 3})
-    few, more = few_labels(manifest, 5, seed=0), few_labels(manifest, 10, seed=0)
-    assert Counter(v.label for v in few) == {"a": 5, "b": 5, "c": 3}
-    assert {v.path for v in few} < {v.path for v in more}
-    assert few.classes == manifest.classes
-    assert few_labels(manifest, 5, seed=1).videos != few.videos
-    assert few_labels(manifest, 5, seed=0).videos == few.videos
-    with pytest.raises(TubeletError, match="no labels"):
-        few_labels(Manifest([Video(Path("/a.mp4"))]), 5, seed=0)
-    with pytest.raises(TubeletError, match="1 or more"):
-        few_labels(manifest, 0, seed=0)
-
-
-def test_divide_by_class():
-    manifest = labelled({"a": 50, "b": 10, "c": 2, "d": 1})
-    rest, share = divide(manifest, 0.2, seed=3)
-    assert Counter(v.label for v in share) == {"a": 10, "b": 2, "c": 1}
-    assert sorted(str(v.path) for v in [*rest, *share]) == sorted(str(v.path) for v in manifest)
-    assert divide(manifest, 0.2, seed=3)[1].videos == share.videos
-    assert divide(manifest, 0.2, seed=4)[1].videos != share.videos
-
-
-def test_divide_never_splits_a_group():
-    manifest = labelled({"a": 60, "b": 60}, groups=8)
-    rest, share = divide(manifest, 0.25, seed=0)
-    assert not set(rest.groups) & set(share.groups)
-    assert len(set(share.groups)) == 2
-    assert {v.label for v in share} == {"a", "b"}
-
-
-def test_divide_always_leaves_both_sides():
-    rest, share = divide(labelled({"a": 4}, groups=2), 0.01, seed=0)
-    assert rest and share
-    with pytest.raises(TubeletError, match="one group only"):
-        divide(labelled({"a": 4}, groups=1), 0.5, seed=0)
-    with pytest.raises(TubeletError, match="between 0 and 1"):
-        divide(labelled({"a": 4}), 1.0, seed=0)
-
-
 def test_no_torch_at_import():
     code = "import sys, tubelet.data.listing; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -332,69 +275,6 @@ def test_paths_of_windows(tmp_path):
     ]  # fmt: skip
     (video,) = read_manifest(written(tmp_path, "videos\\a.MP4 3\r\n", "list.txt"))
     assert video == Video(tmp_path / "videos/a.MP4", label="3")
-
-
-def joined(folder: Path, *texts: str, **options: bool) -> Manifest:
-    paths = [written(folder, text, f"{name}.csv") for name, text in zip("abc", texts, strict=False)]
-    return join([read_manifest(path) for path in paths], **options)
-
-
-def test_join(tmp_path):
-    mixture = joined(
-        tmp_path,
-        "path,label,split,mood\na.mp4,run,train,glad\nb.mp4,jump,test,\n",
-        "path,label,fps,corpus\nframes/1,jump,12,ssv1\nframes/2,sit,12,\n",
-    )
-    assert [(v.path.name, v.label, v.split, v.corpus, v.fps) for v in mixture] == [
-        ("a.mp4", "run", "train", "a", None), ("b.mp4", "jump", "test", "a", None),
-        ("1", "jump", "train", "ssv1", 12.0), ("2", "sit", "train", "b", 12.0),
-    ]  # fmt: skip
-    assert mixture.classes == ["jump", "run", "sit"]
-    write_manifest(tmp_path / "mix.csv", mixture)
-    again = read_manifest(tmp_path / "mix.csv")
-    assert (again.videos, again.classes) == (mixture.videos, mixture.classes)
-    assert again[0].extra["mood"] == "glad"
-
-
-def test_join_tells_groups_of_one_name_apart(tmp_path):
-    mixture = joined(tmp_path, "path,group\na.mp4,1\nb.mp4,x\n", "path,group\nc.mp4,1\nd.mp4,\n")
-    assert [video.group for video in mixture] == ["a/1", "x", "b/1", None]
-    assert len(set(mixture.groups)) == 4
-
-
-def test_packs_are_joined_by_their_folders(tmp_path):
-    for name in ("ucf", "hmdb"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "clips.csv").write_text("path\na.mp4\n")
-    mixture = join([read_manifest(tmp_path / name / "clips.csv") for name in ("ucf", "hmdb")])
-    assert [video.corpus for video in mixture] == ["ucf", "hmdb"]
-
-
-def test_join_keeps_an_official_order_of_classes(tmp_path):
-    ordered = "path,label,class_number\na.mp4,run,0\nb.mp4,jump,1\n"
-    mixture = joined(tmp_path, "path,label\nc.mp4,sit\nd.mp4,jump\n", ordered)
-    assert mixture.classes == ["run", "jump", "sit"]
-    assert mixture.labels == [2, 1, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        (("path\na.mp4\n",), "two manifests or more"),
-        (("path,corpus\na.mp4,b\n", "path\nb.mp4\n"), r"a\.csv and .*b\.csv both have a corpus 'b': rename"),
-        (("a.mp4 0\n", "b.mp4 0\n"), "both have a class '0', and a bare number may not mean the same"),
-        (
-            ("path,label,class_number\na,run,0\nb,jump,1\n", "path,label,class_number\na,jump,0\nb,fly,1\n"),
-            "class 0 is 'jump', and in .* it is 'run'",
-        ),
-    ],
-)
-def test_joins_that_cannot_be(tmp_path, texts, message):
-    with pytest.raises(TubeletError, match=message) as caught:
-        joined(tmp_path, *texts)
-    assert "\n" not in str(caught.value)
-    if "class" in message:
-        assert joined(tmp_path, *texts, labels=False).classes == []
 
 
 def test_class_numbers_are_kept_where_they_are_not_how_labels_sort(tmp_path):

@@ -22,8 +22,9 @@ import pytest
 from tubelet.data import encode, read, shards, storage
 from tubelet.data import pack as packing_module
 from tubelet.data.clips import Clips
+from tubelet.data.division import divide
 from tubelet.data.info import UnreadableVideo
-from tubelet.data.listing import Manifest, Video, divide, read_manifest, write_manifest
+from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
 from tubelet.data.pack import Packing, pack, verify
 from tubelet.types import TubeletError
 from videos import make_video, numbers, painted

@@ -12,7 +12,8 @@ from tiny_run import make_recipe
 from tubelet import cli, recipe
 from tubelet.apply.evaluate import judges
 from tubelet.checkpoint import read_about
-from tubelet.data.listing import Manifest, Video, read_manifest, train_and_test, train_and_validation, write_manifest
+from tubelet.data.division import train_and_test, train_and_validation
+from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
 from tubelet.methods.supervised import Supervised
 from tubelet.tasks.classify import Classify, score
 from tubelet.tasks.features import views

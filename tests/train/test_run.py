@@ -14,7 +14,8 @@ import torch
 from tubelet import recipe
 from tubelet.checkpoint import load_backbone
 from tubelet.data import torchcodec
-from tubelet.data.listing import Manifest, Video, read_manifest, train_and_test, train_and_validation, write_manifest
+from tubelet.data.division import train_and_test, train_and_validation
+from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
 from tubelet.methods.supervised import Supervised
 from tubelet.train import run
 from tubelet.types import TubeletError

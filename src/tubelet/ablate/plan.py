@@ -14,7 +14,8 @@ import numpy
 
 from tubelet import draws, recipe, registry
 from tubelet.ablate.tables import Row, Table
-from tubelet.data.listing import Manifest, read_manifest, train_and_test
+from tubelet.data.division import train_and_test
+from tubelet.data.listing import Manifest, read_manifest
 from tubelet.recipe import Recipe, UsageError
 from tubelet.train import schedule
 from tubelet.types import TubeletError

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tubelet import registry
 from tubelet.checkpoint import load_backbone, read_about, write_json
-from tubelet.data.listing import Manifest, read_manifest, train_and_validation
+from tubelet.data.division import train_and_validation
+from tubelet.data.listing import Manifest, read_manifest
 from tubelet.data.storage import Place
 from tubelet.learner import Backbone, Learner
 from tubelet.log import say, warn

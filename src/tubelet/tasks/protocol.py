@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from tubelet import draws
 from tubelet.checkpoint import write_atomically
-from tubelet.data.listing import Manifest, few_labels, train_and_test
+from tubelet.data.division import few_labels, train_and_test
+from tubelet.data.listing import Manifest
 from tubelet.learner import Backbone
 from tubelet.log import say, warn
 from tubelet.metrics.classification import judge

@@ -18,7 +18,8 @@ import yaml
 from tubelet import dist, registry
 from tubelet.checkpoint import load_backbone, load_weights, read_about, write_atomically, write_json
 from tubelet.data.clips import Clips
-from tubelet.data.listing import Manifest, read_manifest, train_and_test, train_and_validation
+from tubelet.data.division import train_and_test, train_and_validation
+from tubelet.data.listing import Manifest, read_manifest
 from tubelet.data.workers import cores
 from tubelet.learner import Backbone, Learner
 from tubelet.log import say, warn

@@ -13,7 +13,8 @@ import pytest
 
 from tubelet import registry
 from tubelet.cli import main
-from tubelet.data.listing import divide, read_manifest
+from tubelet.data.division import divide
+from tubelet.data.listing import read_manifest
 from tubelet.data.official import Official, gather
 from tubelet.types import TubeletError
 
