@@ -172,8 +172,9 @@ def data_pack(args: Namespace, _: list[str]) -> None:
     (--verify compares their checksums), those of sources that have changed are made again.
     """
     from tubelet.data.listing import read_manifest
-    from tubelet.data.pack import Packing, pack, verify
+    from tubelet.data.pack import Packing, pack
     from tubelet.data.storage import place
+    from tubelet.data.verify import verify
     from tubelet.log import say, table, warn
 
     if args.verify is not None:

@@ -6,10 +6,13 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
@@ -32,6 +35,14 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         grid.add_row(*row)
     return grid
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; the answer is called after each step."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        yield lambda: bar.advance(task)
 
 
 class Metrics:

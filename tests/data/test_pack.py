@@ -25,7 +25,8 @@ from tubelet.data.clips import Clips
 from tubelet.data.division import divide
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
-from tubelet.data.pack import Packing, pack, verify
+from tubelet.data.pack import Packing, pack
+from tubelet.data.verify import verify
 from tubelet.types import TubeletError
 from videos import make_video, numbers, painted
 
@@ -498,6 +499,8 @@ def test_verify_names_the_damaged_samples(source, tmp_path):
     assert [str(Path(place).relative_to(tmp_path / "out")) for place, _ in damaged] == [
         "shard-000000.tar/00000001", "shard-000002.tar"
     ]  # fmt: skip
+    (tmp_path / "out" / "shard-000001.index").unlink()
+    assert (tmp_path / "out" / "shard-000001.tar", "its index is gone") in verify(tmp_path / "out", 0)[1]
     with pytest.raises(TubeletError, match="no pack in"):
         verify(tmp_path, 0)
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from rich.progress import Progress
-
 from tubelet import log
 from tubelet.data import pictures, read, shards, storage
 from tubelet.data.info import UnreadableVideo, VideoInfo
@@ -173,11 +171,10 @@ def decoded(
     def limit(look: Look) -> float:
         return limit_s + min(MOST_S, max(0, look.bytes) / SLOWEST_BYTES_PER_S)
 
-    with Progress(console=log.console, transient=True, disable=not log.console.is_terminal) as progress:
-        bar = progress.add_task(doing, total=len(looks))
+    with log.progress(doing, len(looks)) as advance:
         for look, answer in Workers(function, count, limit).map(looks, ahead=16 * count):
             yield look, answer.reason if isinstance(answer, Failure) else answer
-            progress.advance(bar)
+            advance()
 
 
 def beyond(video: Video, info: VideoInfo) -> str | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -28,12 +27,10 @@ try:
 except ImportError:  # not on every system
     fcntl = None
 
-from rich.progress import Progress
 
 from tubelet import log
 from tubelet.data import shards, storage
 from tubelet.data.encode import OnDisk
-from tubelet.data.info import UnreadableVideo
 from tubelet.data.inspect import write_unreadable
 from tubelet.data.listing import Manifest, Video, write_manifest, written
 from tubelet.data.packing import Made, Packing, Unit, guess, make, size_of, source_stamp
@@ -107,7 +104,7 @@ def pack(
         )  # fmt: skip
         try:
             _look_for_space(todo, packing, out)
-            with progress("packing", len(units), len(units) - len(todo)) as advance:
+            with log.progress("packing", len(units), len(units) - len(todo)) as advance:
                 results = (made for _, made in crew.map([unit.number for unit in todo]))
                 with closing(results):
                     for number, some in enumerate(members):
@@ -120,36 +117,6 @@ def pack(
         except OSError as error:
             problem = f"cannot write to {out}: {os.strerror(error.errno) if error.errno else error}"
             raise TubeletError(f"{problem}; {_goes_on(finished, members)}") from None
-
-
-def verify(out: Place, workers: int | None = None) -> tuple[int, list[tuple[Place, str]]]:
-    """Reads a pack through and compares every checksum.
-
-    A damaged shard is made anew by a start without its index.
-
-    Returns:
-        How many samples are whole, and the places that are not, with what is wrong.
-
-    Raises:
-        TubeletError: there is no pack.
-    """
-    plan = _plan_of(out)
-    if plan is None:
-        raise TubeletError(f"no pack in {out}: {PLAN} is missing")
-    if plan.get("tubelet") != shards.VERSION:
-        raise TubeletError(f"{out} was packed by another version of Tubelet: pack it again")
-    count = -(-plan["videos"] // plan["per_shard"])
-    crew: Workers[int, tuple[int, list[tuple[Place, str]]]] = Workers(
-        lambda number: _verify_shard(out / shard_name(number)), cores() if workers is None else workers, math.inf
-    )
-    whole, damaged = 0, []
-    with progress("verifying", count) as advance:
-        for number, answer in crew.map(range(count)):
-            if isinstance(answer, Failure):
-                answer = 0, [(out / shard_name(number), answer.reason)]
-            whole, damaged = whole + answer[0], damaged + answer[1]
-            advance()
-    return whole, damaged
 
 
 def shard_name(number: int) -> str:
@@ -196,7 +163,7 @@ def _plan(manifest: Manifest, packing: Packing, videos: int) -> dict[str, Any]:
     return {"tubelet": shards.VERSION, "videos": videos, **options, "manifest": digest.hexdigest()}
 
 
-def _plan_of(out: Place) -> dict[str, Any] | None:
+def plan_of(out: Place) -> dict[str, Any] | None:
     try:
         with storage.opened(out / PLAN) as file:
             found = json.loads(file.read())
@@ -215,7 +182,7 @@ def _workplace(out: Place, packing: Packing, manifest: Manifest, videos: int) ->
         _refuse_others(out)
         desk = _desk(out)
         with _alone(desk, out):
-            there = _plan_of(out)
+            there = plan_of(out)
             if there is not None:
                 _compare(out, there, plan)
             for folder in desk.glob(".packing-*"):  # of a process that was killed
@@ -288,7 +255,7 @@ def _is_finished(out: Place, number: int, units: list[Unit]) -> bool:
     """
     tar = out / shard_name(number)
     try:
-        shard = _index_of(tar).shard
+        shard = index_now(tar).shard
         if shard["bytes"] != storage.size(tar):
             return False
     except (OSError, ValueError):
@@ -307,7 +274,7 @@ def _is_finished(out: Place, number: int, units: list[Unit]) -> bool:
     return is_same
 
 
-def _index_of(tar: Place) -> shards.Index:
+def index_now(tar: Place) -> shards.Index:
     """The index as it lies there now; `shards.index` may remember one from before."""
     with storage.opened(shards.index_place(tar)) as file:
         return shards.parse_index(file.read().decode())
@@ -420,34 +387,6 @@ def _remove(folder: Path, key: str) -> None:
         path.unlink()
 
 
-def _verify_shard(tar: Place) -> tuple[int, list[tuple[Place, str]]]:
-    try:
-        index = shards.index(tar)
-        assert index.checksums is not None
-        damaged: list[tuple[Place, str]] = []
-        digest = hashlib.sha256()
-        with storage.opened(tar) as file:
-            for key, size, expected in zip(index.keys, index.sizes, index.checksums, strict=True):
-                checksum, left = 0, int(size)
-                while left > 0:
-                    block = file.read(min(left, 1 << 20))
-                    if not block:
-                        break
-                    left -= len(block)
-                    digest.update(block)
-                    checksum = zlib.crc32(block, checksum)
-                if left or checksum != expected:
-                    damaged.append((tar / key.decode(), "it is not what was packed: its checksum is another"))
-            digest.update(file.read())
-    except UnreadableVideo as error:
-        return 0, [(error.path, error.reason)]
-    except OSError as error:
-        return 0, [(tar, error.strerror or "it cannot be read")]
-    if not damaged and digest.hexdigest() != index.shard["sha256"]:
-        damaged.append((tar, "its end is damaged; the samples are whole"))
-    return len(index.keys) - len(damaged), damaged
-
-
 # The end
 
 
@@ -455,7 +394,7 @@ def _finish(
     manifest: Manifest, packing: Packing, out: Place, folder: Path, units: list[Unit], rows: list[int], started: float
 ) -> Packed:
     """Writes the manifest of what there is, and the list of what there is not."""
-    indexes = [_index_of(out / shard_name(number)) for number in range(-(-len(units) // packing.per_shard))]
+    indexes = [index_now(out / shard_name(number)) for number in range(-(-len(units) // packing.per_shard))]
     left_out = {int(key): reason for index in indexes for key, reason in index.shard["left_out"].items()}
     sources = [written(unit.video.path, manifest.source) for unit in units]
     if len(left_out) == len(units):
@@ -497,11 +436,3 @@ def _row(video: Video, place: Place, source: str, packing: Packing) -> Video:
 
 def gigabytes(count: float) -> str:
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
-
-
-@contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; the answer is called after each step."""
-    with Progress(console=log.console, transient=True, disable=not log.console.is_terminal) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        yield lambda: bar.advance(task)
