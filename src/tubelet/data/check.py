@@ -213,14 +213,7 @@ def check(
     manifest, others = inspect.videos_of(source)
     looks = [inspect.look_at(video) for video in manifest]
     with Journal(places.journal) as journal:
-        new = [look for look in looks if look not in journal]
-        for look, answer in inspect.decoded(_examine, new, "decoding videos", workers, limit_s):
-            if isinstance(answer, str):
-                answer = _refusal(look, "stopped", answer)
-            if answer.reason is None or answer.findings[0].code not in _OF_THE_MOMENT:
-                journal.add(look, answer)
-            else:
-                journal.pass_over(look, answer)
+        _look_at_what_is_new(looks, journal, workers, limit_s)
         files = [journal[look] for look in looks]
         left_out = _unusable(manifest, files)
         seen = _others(manifest, files, left_out)
@@ -260,6 +253,18 @@ def thumbnails(checked: Checked, rows: list[int]) -> dict[int, bytes]:
     with Journal(checked.out.journal) as journal:
         found = {row: journal.whole(checked.looks[row]).thumbnail for row in rows if checked.files[row].info}
         return {row: picture for row, picture in found.items() if picture}
+
+
+def _look_at_what_is_new(looks: list[Look], journal: Journal, workers: int | None, limit_s: float) -> None:
+    """Decodes the files that the journal has no answer for; answers that say nothing of a file's bytes do not last."""
+    new = [look for look in looks if look not in journal]
+    for look, answer in inspect.decoded(_examine, new, "decoding videos", workers, limit_s):
+        if isinstance(answer, str):
+            answer = _refusal(look, "stopped", answer)
+        if answer.reason is None or answer.findings[0].code not in _OF_THE_MOMENT:
+            journal.add(look, answer)
+        else:
+            journal.pass_over(look, answer)
 
 
 def _examine(look: Look) -> Examination | str:
