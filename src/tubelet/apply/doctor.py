@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from tubelet.data.torchcodec import problem
 from tubelet.data.workers import cores
 from tubelet.train.parallel import has_bfloat16
 
@@ -26,6 +27,7 @@ def findings() -> Iterator[tuple[str, str]]:
         yield name, _version(name) or "MISSING: pip install tubelet"
     for extra, name in EXTRAS.items():
         yield name, _version(name) or f"not installed: pip install 'tubelet[{extra}]' where you need it"
+    yield "torchcodec", problem() or f"{_version('torchcodec')}, can be used (data.reader)"
     for name in ("torchvision", "torchaudio"):
         if _version(name):
             yield name, _importable(name)
