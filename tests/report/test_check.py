@@ -74,3 +74,12 @@ def test_a_sound_corpus_and_one_without_a_usable_file(tmp_path):
     none = check(tmp_path / "bad", tmp_path / "bad.csv", workers=0)
     assert "None of the 1 rows can be used" in text_of(write_page(none).read_text())
     assert not Path(tmp_path / "bad.csv").exists()
+
+
+def test_copies_in_two_splits_are_not_passed_over_where_no_group_leaks(tmp_path):
+    for split in ("train", "test"):
+        make_scene(tmp_path / split / "a.mp4", 0)
+    (tmp_path / "test/a.mp4").write_bytes((tmp_path / "train/a.mp4").read_bytes())
+    found = check(tmp_path, tmp_path / "clips.csv", workers=0)
+    text = text_of(write_page(found, [], "", ["tubelet"]).read_text())
+    assert "No group and no file is in two splits. Copies of one video are: they stand above." in " ".join(text.split())

@@ -75,6 +75,7 @@ def write_page(
         "copies": [
             (group, [_card(checked, row, pictures) for row in group.rows[:SHOWN]]) for group in checked.copies[:SETS]
         ],
+        "copies_across": any(len(group.splits) > 1 for group in checked.copies),
         "more_copies": max(0, len(checked.copies) - SETS),
         "leaks": checked.leaks[:LISTED],
         "histograms": histograms(checked),
