@@ -32,6 +32,19 @@ def effective_rank(features: Tensor, centre: bool = False) -> float:
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
+def spread(features: Tensor) -> float:
+    """How far the vectors lie apart, beside their length: 0 where all agree, at most 1.
+
+    The root mean square of what is left of them without their mean, divided by theirs.
+
+    Args:
+        features: N D.
+    """
+    features = features.double()
+    apart = (features - features.mean(dim=0)).square().mean().sqrt()
+    return float(apart / features.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny))
+
+
 def dead_share(features: Tensor) -> float:
     """Share of the D dimensions that say nothing: they deviate under 1 % of what the liveliest does, or by rounding.
 

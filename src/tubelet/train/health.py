@@ -16,7 +16,7 @@ from tubelet.data.device import to_device
 from tubelet.data.loader import Loader
 from tubelet.data.workers import LIMIT_S
 from tubelet.learner import Learner
-from tubelet.metrics.representation import consistency, dead_share, effective_rank
+from tubelet.metrics.representation import consistency, dead_share, effective_rank, spread
 from tubelet.train.parallel import Precision, autocast
 from tubelet.types import Batch
 
@@ -88,10 +88,11 @@ class Health:
         Every process must call it, and gets the same numbers.
 
         Returns:
-            ``effective_rank`` and ``dead`` of the embeddings of all clips; ``same``, ``other`` and ``nearest`` of the
-            two clips of each video (all five as in `metrics.representation`); ``loss`` of the first clips, under fixed
-            masks (``loss_PHASE`` for each phase where there are several). Where embeddings are not finite, only their
-            share, ``finite``. What cannot be said, because nothing can be read or learnt from, is left out.
+            ``effective_rank``, ``spread`` and ``dead`` of the embeddings of all clips; ``same``, ``other`` and
+            ``nearest`` of the two clips of each video (all as in `metrics.representation`); ``loss`` of the first
+            clips, under fixed masks (``loss_PHASE`` for each phase where there are several). Where embeddings are not
+            finite, only the share that is, ``finite``. What cannot be said, because nothing can be read or learnt
+            from, is left out.
         """
         with _as_it_was(learner):
             mine = [self._piece(learner, number, batch) for number, batch in enumerate(self._batches())]
@@ -149,7 +150,8 @@ def _looks(first: Tensor, second: Tensor) -> dict[str, float]:
         return {"finite": float(finite.double().mean())}
     if len(first) < 2:
         return {}
-    return {"effective_rank": effective_rank(both), "dead": dead_share(both), **consistency(first, second)}
+    alone = {"effective_rank": effective_rank(both), "spread": spread(both), "dead": dead_share(both)}
+    return alone | consistency(first, second)
 
 
 @contextmanager
