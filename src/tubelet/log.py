@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,16 @@ def say(text: str, style: str | None = None) -> None:
 
 def warn(text: str) -> None:
     say(f"warning: {text}", style="yellow")
+
+
+def shout(text: str) -> None:
+    """One line that every process may say, with its name: for when the first may be the one that hangs.
+
+    From any thread: it takes no lock, such as the console's, that a thread which hangs could hold.
+    """
+    rank = os.environ.get("RANK", "0")
+    line = f"warning: process {rank} ({platform.node()}, pid {os.getpid()}): {' '.join(text.split())}\n"
+    os.write(2, line.encode(errors="backslashreplace"))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:

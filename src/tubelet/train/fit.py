@@ -24,7 +24,7 @@ from tubelet.train.parallel import Precision, distribute, shared_cores
 from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
 from tubelet.train.step import take_step
-from tubelet.train.stop import stop_signals
+from tubelet.train.stop import Interrupted, stop_signals
 from tubelet.types import Batch, TubeletError
 
 Judge = Callable[[Learner, int], dict[str, float]]
@@ -38,10 +38,6 @@ class Fitted(NamedTuple):
     """Time spent training, restarts included."""
     loss: float
     """Mean over the last logged stretch."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop (Ctrl-C or SIGTERM) and has saved; the message says how to go on."""
 
 
 def fit(
