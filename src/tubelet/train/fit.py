@@ -25,7 +25,7 @@ from tubelet.train.parallel import Precision, distribute, shared_cores, whole
 from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
 from tubelet.train.step import take_step
-from tubelet.train.stop import Interrupted, stop_signals
+from tubelet.train.stop import Abandoned, Interrupted, Preempted, Stop, stop_signals
 from tubelet.types import Batch, TubeletError
 
 Judge = Callable[[Learner, int], dict[str, float]]
@@ -62,6 +62,7 @@ def fit(
     max_unreadable: float = 0.1,
     save: str = "every 5 % or 30 minutes",
     keep: int = 2,
+    grace_s: float = 25.0,
     parallel: Literal["replicated", "sharded"] = "replicated",
     log_steps: int = 20,
     seed: int = 0,
@@ -90,6 +91,7 @@ def fit(
             others stand in for them.
         save: when to write a checkpoint; while it is written, training goes on.
         keep: how many checkpoints stay, besides the best weights.
+        grace_s: seconds from SIGTERM or SIGUSR1 in which the step must end and be saved; torchrun kills after 30.
         parallel: what each of several processes has: all weights, or a part of them ("sharded", FSDP2), for networks
             that do not fit one GPU.
         log_steps: steps between two lines of metrics.jsonl.
@@ -107,7 +109,7 @@ def fit(
     _refuse_nonsense(
         more={
             "batch": batch, "micro_batch": micro_batch, "lr": lr, "log_steps": log_steps, "layer_decay": layer_decay,
-            "limit_s": limit_s, "keep": keep,
+            "limit_s": limit_s, "keep": keep, "grace_s": grace_s,
         },
         not_less={
             "weight_decay": weight_decay, "clip_norm": clip_norm, "min_lr": min_lr, "max_unreadable": max_unreadable,
@@ -146,12 +148,12 @@ def fit(
 
     with (
         run.saver,
-        stop_signals() as stop,
+        stop_signals(grace_s, lambda: f"what came after step {run.saver.written}") as stop,
         shared_cores(workers),
         Progress(total, run.step, batch, quiet or not dist.is_main()) as bar,
     ):
         for name in _missed(run, plan, judges):
-            _judge(run, replica, name, judges[name][1], metrics, best)
+            _judge(run, replica, name, judges[name][1], metrics, best, stop)
         batches = loader.batches(run.position, dist.device()) if run.step < total else iter(())
         from_here = Stretch(run, loader)
         stretch = Stretch(run, loader, run.stretch)
@@ -173,10 +175,12 @@ def fit(
                 run.save()  # before it is judged, which can take long
                 saved = time.monotonic()
             for name in due:
-                _judge(run, replica, name, judges[name][1], metrics, best)
+                _judge(run, replica, name, judges[name][1], metrics, best, stop)
+            stopping, preempted = dist.any_of(stop.asked, stop.preempted) if due or stopping else (False, False)
             if stopping and run.step < total:
                 run.close()
-                raise Interrupted(
+                stop.saved()
+                raise (Preempted if preempted else Interrupted)(
                     f"stopped at step {run.step} of {total} and saved in {out}: the same command goes on from there"
                 )
     run.close()
@@ -248,9 +252,13 @@ def _missed(run: RunState, plan: _Plan, judges: dict[str, tuple[str, Judge]]) ->
 
 
 def _judge(
-    run: RunState, replica: Learner | None, name: str, judge: Judge, metrics: Metrics | None, best: str | None
-) -> None:
-    """Judges on the first process, leaves the run as it was (mode and random state included), and keeps the best."""
+    run: RunState, replica: Learner | None, name: str, judge: Judge, metrics: Metrics | None, best: str | None,
+    stop: Stop,
+) -> None:  # fmt: skip
+    """Judges on the first process, leaves the run as it was (mode and random state included), and keeps the best.
+
+    A wish to stop ends a judgement at once: the next start judges again.
+    """
     learner = whole(run.learner, replica)
 
     def on_the_first() -> None:
@@ -259,11 +267,13 @@ def _judge(
         learner.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:
-                numbers = judge(learner, run.step)
+                with stop.abandoning():
+                    numbers = judge(learner, run.step)
+            except Abandoned:
+                return
             except (TubeletError, OSError) as error:  # no judgement is worth a run
                 warn(f"{name} left out at step {run.step}: {error}")
                 numbers = {}
-        learner.train()
         named = {f"{name}/{key}": value for key, value in numbers.items()}
         if best in named:
             run.keep_best(best, named[best])  # before it is logged: what is in the log is not judged again
@@ -273,6 +283,7 @@ def _judge(
             metrics.write(run.step, **named)
 
     dist.from_first(on_the_first)
+    run.learner.train()
 
 
 def _report_unreadable(loader: Loader, run: RunState, limit: float) -> None:

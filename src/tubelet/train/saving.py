@@ -37,6 +37,8 @@ class Saver:
         self.thread: Thread | None = None
         self.failure: str | None = None
         """Why the last checkpoint could not be written; the same on all processes."""
+        self.written = 0
+        """The step of the last checkpoint that is on the disk."""
         self.blocked_s = 0.0
         """Seconds that training has waited for checkpoints: for copies, and for one that was not written in time."""
 
@@ -74,7 +76,7 @@ class Saver:
     def _write(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         try:
             self._bring_to_disk(tensors, facts)
-            self.failure = None
+            self.failure, self.written = None, facts["step"]
         except Exception as error:  # a full disk must not end a run; whoever waits is told
             self.failure = _in_words(error)
             say(

@@ -159,6 +159,7 @@ class RunState:
                     "or go back to the settings and data that it was started with"
                 )
         self._read(found)
+        self.saver.written = facts["step"]
         self.step, self.seconds, self.loss = facts["step"], facts["seconds"], facts["loss"]
         # format 1 had none of these
         self.passed_over, self.skipped = facts.get("passed_over", 0), facts.get("skipped", 0)
