@@ -122,7 +122,7 @@ def claim(recipe: Recipe, out: Path) -> None:
 def _refusal(recipe: Recipe, out: Path) -> str | None:
     """Why ``out`` cannot hold this run. A recipe of which nothing was trained yet gives way to another."""
     path = out / "recipe.yaml"
-    if path.exists() and any(out.glob("*checkpoint.pt")):
+    if path.exists() and (any(out.glob("*checkpoint.pt")) or any(out.glob("checkpoints/step-*"))):
         before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(recipe.to_yaml())
         for section in ("seed", "data", "backbone", "learner", "train"):
             difference = _difference(before.get(section), now.get(section), section)
