@@ -68,6 +68,7 @@ def fit(
     seed: int = 0,
     about: dict[str, Any] | None = None,
     judges: dict[str, tuple[str, Judge]] | None = None,
+    reached: Callable[[int, float, float], None] | None = None,
     best: str | None = None,
     quiet: bool = False,
 ) -> Fitted:
@@ -98,6 +99,7 @@ def fit(
         seed: of the data order, the augmentation and the masks.
         about: written into backbone.json beside the weights.
         judges: name -> (when, function): judged during training, logged as "name/metric".
+        reached: told step, seconds of training and loss at the start and with each checkpoint, on every process.
         best: number of a judge, such as "classify/top1": the weights with the highest are kept in the folder "best".
         quiet: no progress bar, and no line on what a step is made of.
 
@@ -140,6 +142,8 @@ def fit(
     identity = {"seed": seed, "batch": batch, "steps": total, "data": clips.manifest.fingerprint}
     run = RunState(out, learner, optimisers, identity, {"clip": clips.clip, **(about or {})}, keep)
     run.restore()
+    if reached:
+        reached(run.step, run.seconds, run.loss)
     if dist.world_size() > 1 and run.step == 0:  # or all processes would drop the same paths
         torch.manual_seed(draws.key(seed, "process", dist.rank()))
     metrics = Metrics(out, after=run.step) if dist.is_main() else None
@@ -174,6 +178,8 @@ def fit(
                 run.stretch = stretch.values
                 run.save()  # before it is judged, which can take long
                 saved = time.monotonic()
+                if reached:
+                    reached(run.step, run.seconds, run.loss)
             for name in due:
                 _judge(run, replica, name, judges[name][1], metrics, best, stop)
             stopping, preempted = dist.any_of(stop.asked, stop.preempted) if due or stopping else (False, False)
