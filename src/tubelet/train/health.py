@@ -1,4 +1,4 @@
-"""Whether a run is healthy, without labels: what its embeddings of a few fixed clips look like, and what that means."""
+"""What a learner makes of a few fixed clips, measured without labels as it trains; `verdict` says what that means."""
 
 from __future__ import annotations
 
