@@ -146,7 +146,7 @@ def test_what_is_not_finite_stops_before_the_weights_are_touched(corpus, tmp_pat
         before.update({name: tensor.clone() for name, tensor in learner.state_dict().items()})
         return {}
 
-    with pytest.raises(TubeletError, match=rf"{where} is not finite.*Videos of this batch.*\d\d\.mp4"):
+    with pytest.raises(TubeletError, match=rf"{where} is not finite.*Videos of this batch: .*not_finite"):
         fit(
             learner, make_clips(corpus), tmp_path, **OPTIONS | {"save": "every 3 steps"},
             judges={"remember": ("every 1 steps", remember)},

@@ -19,6 +19,7 @@ from tubelet.data.workers import cores
 from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
+from tubelet.train.guard import Guard
 from tubelet.train.optim import adamw, set_rate
 from tubelet.train.parallel import Precision, distribute, shared_cores
 from tubelet.train.progress import Progress, Stretch, advice
@@ -148,8 +149,9 @@ def fit(
             _judge(run, name, judges[name][1], metrics, best)
         batches = loader.batches(run.step, dist.device()) if run.step < total else iter(())
         stretch = whole = Stretch(run, loader)
+        guard = Guard(out, clips.manifest, patience=1)
         while run.step < total:
-            rate = _step(run, plan, model, loader, batches, stretch)
+            rate = _step(run, plan, model, loader, batches, stretch, guard)
             bar.show(run.step, run.loss, loader.waited_s)
             if run.step % log_steps == 0 or run.step % plan.epoch == 0 or run.step == total:
                 _report_unreadable(loader, run, max_unreadable)
@@ -193,7 +195,13 @@ class _Plan(NamedTuple):
 
 
 def _step(
-    run: RunState, plan: _Plan, model: nn.Module, loader: Loader, batches: Iterator[Batch], stretch: Stretch
+    run: RunState,
+    plan: _Plan,
+    model: nn.Module,
+    loader: Loader,
+    batches: Iterator[Batch],
+    stretch: Stretch,
+    guard: Guard,
 ) -> float:
     """One step of every phase, with the learner's hooks around it; returns the learning rate."""
     started = time.perf_counter()
@@ -203,12 +211,14 @@ def _step(
     learner.before_step(Now(run.step, epoch, within == 0, run.step / plan.total, loader.once))
     for phase, optimiser in run.optimisers.items():
         set_rate(optimiser, rate)
-        stretch.add(
-            take_step(
-                model, learner, phase, optimiser, batch, plan.passes, plan.clip_norm, plan.precision,
-                loader.clips.manifest,
+        stepped = take_step(model, learner, phase, optimiser, batch, plan.passes, plan.clip_norm, plan.precision)
+        if stepped.flaw:
+            guard.note(run.step, phase, stepped, batch)
+            raise TubeletError(
+                f"the {stepped.flaw} is not finite at step {run.step}; stopped before the weights were touched, the "
+                f"last checkpoint is good. Videos of this batch: {guard.file}"
             )
-        )  # fmt: skip
+        stretch.add(stepped)
     run.step += 1
     learner.after_step(Now(run.step, epoch, within == 0, run.step / plan.total, loader.once))
     run.seconds += time.perf_counter() - started
