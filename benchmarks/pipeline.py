@@ -22,9 +22,9 @@ from typing import Any
 import footage
 import peer
 import torch
-from processes import cpu_s, held
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
+from usage import cpu_s, held
 
 from tubelet import recipe
 from tubelet.data.clips import Clips
