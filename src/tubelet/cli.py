@@ -36,7 +36,11 @@ VIDEO = "a file, a folder or archive of pictures, a sample of a shard (shard.tar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and answers its exit code: 0, 1 (a TubeletError), 2 (usage) or 130 (interrupted)."""
+    """Runs one command line and answers its exit code.
+
+    0: done. 1: a TubeletError. 2: usage. 130: interrupted. 75: pre-empted (SIGTERM or SIGUSR1), and the same command
+    goes on. Training that stalls for good ends with 76, without coming back here (`train.watchdog`).
+    """
     try:
         dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(
             str(error)
             or "stopped; the same command starts again, and `tubelet train` goes on from its last checkpoint",
-            130,
+            getattr(error, "exit_code", 130),  # training that has saved says how it was asked to stop
         )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
@@ -65,7 +69,7 @@ def _complain(text: str, code: int) -> int:
     started = distributed is not None and distributed.is_available() and distributed.is_initialized()
     if rank == "0" or started:
         who = f"process {rank}: " if rank != "0" else ""
-        label = "" if code == 130 else "error: "
+        label = "" if code in (130, 75) else "error: "
         print(f"{label}{who}{' '.join(text.split())}", file=sys.stderr)
     return code
 

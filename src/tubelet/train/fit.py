@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +21,11 @@ from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.optim import adamw, set_rate
-from tubelet.train.parallel import Precision, distribute, shared_cores
+from tubelet.train.parallel import Precision, distribute, shared_cores, whole
 from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
 from tubelet.train.step import take_step
-from tubelet.train.stop import stop_signals
+from tubelet.train.stop import Abandoned, Interrupted, Preempted, Stop, stop_signals
 from tubelet.types import Batch, TubeletError
 
 Judge = Callable[[Learner, int], dict[str, float]]
@@ -38,10 +39,6 @@ class Fitted(NamedTuple):
     """Time spent training, restarts included."""
     loss: float
     """Mean over the last logged stretch."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop (Ctrl-C or SIGTERM) and has saved; the message says how to go on."""
 
 
 def fit(
@@ -63,11 +60,15 @@ def fit(
     workers: int = 1,
     limit_s: float = 60.0,
     max_unreadable: float = 0.1,
-    save: str = "every 5 %",
+    save: str = "every 5 % or 30 minutes",
+    keep: int = 2,
+    grace_s: float = 25.0,
+    parallel: Literal["replicated", "sharded"] = "replicated",
     log_steps: int = 20,
     seed: int = 0,
     about: dict[str, Any] | None = None,
     judges: dict[str, tuple[str, Judge]] | None = None,
+    reached: Callable[[int, float, float], None] | None = None,
     best: str | None = None,
     quiet: bool = False,
 ) -> Fitted:
@@ -89,11 +90,16 @@ def fit(
         limit_s: seconds that the clips of one video may take; then its decoder is stopped and it counts as unreadable.
         max_unreadable: share of unreadable videos above which training stops, at the next line of the log; below it
             others stand in for them.
-        save: when to write a checkpoint.
+        save: when to write a checkpoint; while it is written, training goes on.
+        keep: how many checkpoints stay, besides the best weights.
+        grace_s: seconds from SIGTERM or SIGUSR1 in which the step must end and be saved; torchrun kills after 30.
+        parallel: what each of several processes has: all weights, or a part of them ("sharded", FSDP2), for networks
+            that do not fit one GPU.
         log_steps: steps between two lines of metrics.jsonl.
         seed: of the data order, the augmentation and the masks.
         about: written into backbone.json beside the weights.
         judges: name -> (when, function): judged during training, logged as "name/metric".
+        reached: told step, seconds of training and loss at the start and with each checkpoint, on every process.
         best: number of a judge, such as "classify/top1": the weights with the highest are kept in the folder "best".
         quiet: no progress bar, and no line on what a step is made of.
 
@@ -105,7 +111,7 @@ def fit(
     _refuse_nonsense(
         more={
             "batch": batch, "micro_batch": micro_batch, "lr": lr, "log_steps": log_steps, "layer_decay": layer_decay,
-            "limit_s": limit_s,
+            "limit_s": limit_s, "keep": keep, "grace_s": grace_s,
         },
         not_less={
             "weight_decay": weight_decay, "clip_norm": clip_norm, "min_lr": min_lr, "max_unreadable": max_unreadable,
@@ -127,27 +133,34 @@ def fit(
     plan = _Plan(total, loader.steps_per_epoch, warm, *rates, size.passes, clip_norm, precision)
     if not quiet:
         say(size.describe(lr))
-    model = distribute(learner, dist.device()).train()
-    optimisers = {
+    replica = copy.deepcopy(learner) if parallel == "sharded" and dist.is_main() and dist.world_size() > 1 else None
+    model = distribute(learner, dist.device(), parallel).train()
+    optimisers: dict[str, torch.optim.Optimizer] = {
         phase: adamw(learner, phase, weight_decay=weight_decay, betas=betas, layer_decay=layer_decay)
         for phase in learner.phases
     }
     identity = {"seed": seed, "batch": batch, "steps": total, "data": clips.manifest.fingerprint}
-    run = RunState(out, learner, optimisers, identity, {"clip": clips.clip, **(about or {})})
+    run = RunState(out, learner, optimisers, identity, {"clip": clips.clip, **(about or {})}, keep)
     run.restore()
+    if reached:
+        reached(run.step, run.seconds, run.loss)
     if dist.world_size() > 1 and run.step == 0:  # or all processes would drop the same paths
         torch.manual_seed(draws.key(seed, "process", dist.rank()))
     metrics = Metrics(out, after=run.step) if dist.is_main() else None
+    save, save_s = schedule.by_clock(save)
+    saved = time.monotonic()
 
     with (
-        stop_signals() as stop,
+        run.saver,
+        stop_signals(grace_s, lambda: f"what came after step {run.saver.written}") as stop,
         shared_cores(workers),
         Progress(total, run.step, batch, quiet or not dist.is_main()) as bar,
     ):
         for name in _missed(run, plan, judges):
-            _judge(run, name, judges[name][1], metrics, best)
-        batches = loader.batches(run.step, dist.device()) if run.step < total else iter(())
-        stretch = whole = Stretch(run, loader)
+            _judge(run, replica, name, judges[name][1], metrics, best, stop)
+        batches = loader.batches(run.position, dist.device()) if run.step < total else iter(())
+        from_here = Stretch(run, loader)
+        stretch = Stretch(run, loader, run.stretch)
         while run.step < total:
             rate = _step(run, plan, model, loader, batches, stretch)
             bar.show(run.step, run.loss, loader.waited_s)
@@ -159,20 +172,28 @@ def fit(
                     found = {"epoch": epoch, "lr": rate, "unreadable": len(run.unreadable_rows)}
                     metrics.write(run.step, **found, **stretch.summary(run, loader, batch))
                 stretch = Stretch(run, loader)
-            stopping = dist.any_process(stop.asked)
+            stopping, late = dist.any_of(stop.asked, time.monotonic() - saved > save_s)
             due = [name for name, (when, _) in judges.items() if plan.due(when, run.step)]
-            if stopping or due or plan.due(save, run.step):
+            if stopping or late or due or plan.due(save, run.step):
+                run.stretch = stretch.values
                 run.save()  # before it is judged, which can take long
+                saved = time.monotonic()
+                if reached:
+                    reached(run.step, run.seconds, run.loss)
             for name in due:
-                _judge(run, name, judges[name][1], metrics, best)
+                _judge(run, replica, name, judges[name][1], metrics, best, stop)
+            stopping, preempted = dist.any_of(stop.asked, stop.preempted) if due or stopping else (False, False)
             if stopping and run.step < total:
-                raise Interrupted(
+                run.close()
+                stop.saved()
+                raise (Preempted if preempted else Interrupted)(
                     f"stopped at step {run.step} of {total} and saved in {out}: the same command goes on from there"
                 )
+    run.close()
     if metrics:
         metrics.close()
-    if not quiet and run.step > whole.first_step:
-        say(advice(whole.waiting(run, loader), workers, cores()))
+    if not quiet and run.step > from_here.first_step:
+        say(advice(from_here.waiting(run, loader), workers, cores()))
     return Fitted(run.step, run.step * batch, run.seconds, run.loss)
 
 
@@ -233,21 +254,32 @@ def _missed(run: RunState, plan: _Plan, judges: dict[str, tuple[str, Judge]]) ->
     lines = [line for line in read_metrics(run.out / "metrics.jsonl") if line["step"] == run.step]
     done = {key.partition("/")[0] for line in lines for key in line}
     missed = [name for name, (when, _) in judges.items() if name not in done and plan.due(when, run.step)]
-    return dist.gather(missed)[0]
+    return dist.from_first(lambda: missed)
 
 
-def _judge(run: RunState, name: str, judge: Judge, metrics: Metrics | None, best: str | None) -> None:
-    """Judges on the first process, leaves the run as it was (mode and random state included), and keeps the best."""
-    if dist.is_main():
+def _judge(
+    run: RunState, replica: Learner | None, name: str, judge: Judge, metrics: Metrics | None, best: str | None,
+    stop: Stop,
+) -> None:  # fmt: skip
+    """Judges on the first process, leaves the run as it was (mode and random state included), and keeps the best.
+
+    A wish to stop ends a judgement at once: the next start judges again.
+    """
+    learner = whole(run.learner, replica)
+
+    def on_the_first() -> None:
+        assert learner is not None
         device = dist.device()
-        run.learner.eval()
+        learner.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:
-                numbers = judge(run.learner, run.step)
-            except TubeletError as error:  # no judgement is worth a run
+                with stop.abandoning():
+                    numbers = judge(learner, run.step)
+            except Abandoned:
+                return
+            except (TubeletError, OSError) as error:  # no judgement is worth a run
                 warn(f"{name} left out at step {run.step}: {error}")
                 numbers = {}
-        run.learner.train()
         named = {f"{name}/{key}": value for key, value in numbers.items()}
         if best in named:
             run.keep_best(best, named[best])  # before it is logged: what is in the log is not judged again
@@ -255,7 +287,9 @@ def _judge(run: RunState, name: str, judge: Judge, metrics: Metrics | None, best
             raise TubeletError(f"train.best {best} is not known: {name} gives {', '.join(named)}")
         if metrics:
             metrics.write(run.step, **named)
-    dist.barrier()
+
+    dist.from_first(on_the_first)
+    run.learner.train()
 
 
 def _report_unreadable(loader: Loader, run: RunState, limit: float) -> None:

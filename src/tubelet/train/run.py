@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import shlex
-import sys
-import time
 from collections.abc import Mapping, MutableMapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,14 +10,14 @@ import torch
 import yaml
 
 from tubelet import dist, registry
-from tubelet.checkpoint import load_backbone, load_weights, read_about, write_atomically, write_json
+from tubelet.checkpoint import load_backbone, load_weights, read_about, write_atomically
 from tubelet.data.clips import Clips
 from tubelet.data.division import train_and_test, train_and_validation
 from tubelet.data.listing import Manifest, read_manifest
-from tubelet.data.workers import cores
 from tubelet.learner import Backbone, Learner
 from tubelet.log import say, warn
 from tubelet.train.fit import Fitted, Judge, fit
+from tubelet.train.provenance import Provenance, describe_machine
 from tubelet.types import TubeletError
 
 FREE = {("train", name) for name in ("workers", "quiet", "log_steps", "save", "limit_s", "max_unreadable")}
@@ -73,18 +67,16 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
         f"{recipe.learner['name']} on {len(clips.manifest)} videos: {parameters['backbone'] / 1e6:.2f} M weights in "
         f"the backbone, {parameters['learner'] / 1e6:.2f} M in all, on {describe_machine()} -> {out}"
     )
-    cost = {
+    facts = {
+        "seed": recipe.seed,
         "manifest": str(recipe.data["manifest"]),
         "fingerprint": clips.manifest.fingerprint,
         "parameters": parameters,
     }
-    write_provenance(out, recipe.seed, **cost)
-    fitted = fit(learner, clips, out, **recipe.train, seed=recipe.seed, about=about, judges=judges)
-    write_provenance(
-        out, recipe.seed, **cost, seconds=round(fitted.seconds, 1), steps=fitted.steps, clips_seen=fitted.clips_seen,
-        loss=fitted.loss, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    )  # fmt: skip
-    return fitted
+    with Provenance(out, recipe.to_yaml(), recipe.train["batch"], **facts) as told:
+        return fit(
+            learner, clips, out, **recipe.train, seed=recipe.seed, about=about, judges=judges, reached=told.reached
+        )
 
 
 def settle_reader(recipe: Recipe, clips: Clips, out: Path) -> None:
@@ -122,7 +114,7 @@ def claim(recipe: Recipe, out: Path) -> None:
 def _refusal(recipe: Recipe, out: Path) -> str | None:
     """Why ``out`` cannot hold this run. A recipe of which nothing was trained yet gives way to another."""
     path = out / "recipe.yaml"
-    if path.exists() and any(out.glob("*checkpoint.pt")):
+    if path.exists() and (any(out.glob("*checkpoint.pt")) or any(out.glob("checkpoints/step-*"))):
         before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(recipe.to_yaml())
         for section in ("seed", "data", "backbone", "learner", "train"):
             difference = _difference(before.get(section), now.get(section), section)
@@ -283,36 +275,3 @@ def load_learner(run: Path) -> Learner:
     learner: Learner = registry.build("methods", options.pop("name"), backbone=built, **options)
     load_weights(learner, Path(run) / "learner.safetensors")
     return learner.eval()
-
-
-def write_provenance(out: Path, seed: int, **facts: Any) -> None:
-    """Writes where a run came from and what it cost; the time and command of its first start are kept."""
-    if not dist.is_main():
-        return
-    path = out / "provenance.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    first = {
-        "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
-        "command": before.get("command", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-    }
-    packages = ("tubelet", "torch", "numpy", "av")
-    here = {
-        "machine": describe_machine(),
-        "processes": dist.world_size(),
-        "versions": {p: _version(p) for p in packages},
-    }
-    write_json(path, {**before, **first, "seed": seed, **here, **facts})
-
-
-def describe_machine() -> str:
-    """The hardware in a few words."""
-    if torch.cuda.is_available():
-        return f"{dist.world_size()} x {torch.cuda.get_device_name()}"
-    return f"{cores()} CPU cores ({platform.machine()})"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
