@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
 from tubelet.learner import Learner, Now
 from tubelet.log import read_metrics
-from tubelet.train.checkpoints import Checkpoints
+from tubelet.train.checkpoints import Checkpoint, Checkpoints, _verified
 from tubelet.train.fit import fit
 from tubelet.train.stop import Interrupted
 
@@ -53,7 +54,9 @@ class Run(NamedTuple):
     stops_after: int | None = None
     """The first process gets a SIGTERM after this step."""
     dies_at: int | None = None
-    """It is killed before it does this to its folder the so-manieth time: to open, rename, make or remove something."""
+    """Killed before it opens, renames, makes or removes something in its folder for the so-manieth time."""
+    slow_disk_s: float = 0.0
+    """What each of these takes while a checkpoint is written: training goes on meanwhile."""
 
     @property
     def clips(self) -> Clips:
@@ -84,8 +87,8 @@ def train(run: Run) -> tuple[Seen, bool]:
         toys.poison(learner, *run.poison)
     if run.stops_after is not None and dist.is_main():
         _after_step(learner, run.stops_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    if run.dies_at is not None:
-        _die(run.out, run.dies_at)
+    if run.dies_at is not None or run.slow_disk_s:
+        _listen(run)
     # where the generator stands when a run goes on must not matter
     torch.manual_seed(1 if Checkpoints(run.out / "checkpoints", keep=2).any() else 0)
     try:
@@ -124,6 +127,11 @@ def kill_at_random(run: Run, world: int, longest_s: float, chance: random.Random
     return any(end.exit_code for end in ends)
 
 
+def saved(run: Run, step: int) -> Checkpoint:
+    """The checkpoint of a step, which must be there and whole."""
+    return _verified(run.out / "checkpoints" / f"step-{step:09d}")
+
+
 def losses(run: Run) -> list[float]:
     return [line["loss"] for line in read_metrics(run.out / "metrics.jsonl") if "loss" in line]
 
@@ -133,7 +141,7 @@ def assert_same(one: Run, other: Run) -> None:
     first, second = newest(one.out), newest(other.out)
     mine, theirs = first.read(""), second.read("")
     assert mine.keys() == theirs.keys()
-    assert [name for name in mine if not _equal(mine[name], theirs[name])] == []
+    assert [name for name in mine if not equal(mine[name], theirs[name])] == []
     facts = [{k: v for k, v in found.facts.items() if k != "seconds"} for found in (first, second)]
     assert facts[0] == facts[1]
     logs = [
@@ -145,7 +153,7 @@ def assert_same(one: Run, other: Run) -> None:
         assert (one.out / name).read_bytes() == (other.out / name).read_bytes(), name
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
     """Bit for bit."""
     return a.shape == b.shape and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
@@ -187,17 +195,20 @@ def _after_step(learner: Learner, step: int, do: Callable[[], object]) -> None:
     learner.after_step = after_step
 
 
-def _die(folder: Path, at: int) -> None:
+def _listen(run: Run) -> None:
     """Python tells of each time that it opens, renames, makes or removes something, before it does so."""
     count = 0
 
     def hear(event: str, arguments: tuple) -> None:
         nonlocal count
-        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and str(arguments[0]).startswith(
-            str(folder)
-        ):
-            count += 1
-            if count == at:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if event not in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+            return
+        if not str(arguments[0]).startswith(str(run.out)):
+            return
+        count += 1
+        if count == run.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(run.slow_disk_s)
 
     sys.addaudithook(hear)
