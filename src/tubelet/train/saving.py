@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from threading import Thread
@@ -59,6 +60,7 @@ class Saver:
         self.wait()
         started = time.perf_counter()
         copies: Any = self.stager.stage(tensors)
+        facts = copy.deepcopy(facts)  # training goes on counting in what it gave
         self.thread = Thread(target=self._write, args=(copies, facts), name="saving")
         self.thread.start()
         self.blocked_s += time.perf_counter() - started
