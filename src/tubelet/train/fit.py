@@ -23,17 +23,21 @@ from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.guard import Guard
+from tubelet.train.health import Health
 from tubelet.train.optim import adamw, set_rate
 from tubelet.train.parallel import Precision, distribute, shared_cores, whole
 from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
 from tubelet.train.step import take_step
 from tubelet.train.stop import Abandoned, Interrupted, Preempted, Stop, stop_signals
+from tubelet.train.verdict import verdict
 from tubelet.train.watchdog import Watchdog
 from tubelet.types import Batch, TubeletError
 
 Judge = Callable[[Learner, int], dict[str, float]]
 """Judges a learner, in evaluation mode, after some step; its numbers are logged."""
+
+HEALTH = "health"
 
 
 class Fitted(NamedTuple):
@@ -70,6 +74,7 @@ def fit(
     stall_s: float = 600.0,
     patience: int = 3,
     parallel: Literal["replicated", "sharded"] = "replicated",
+    health: str | None = "every 5 %",
     log_steps: int = 20,
     seed: int = 0,
     about: dict[str, Any] | None = None,
@@ -103,6 +108,8 @@ def fit(
         patience: steps in a row whose loss or gradient is not finite: each is skipped, so many go back to a checkpoint.
         parallel: what each of several processes has: all weights, or a part of them ("sharded", FSDP2), for networks
             that do not fit one GPU.
+        health: when a few fixed clips are looked at, without labels, for signs that the run collapses or diverges;
+            none = never.
         log_steps: steps between two lines of metrics.jsonl.
         seed: of the data order, the augmentation and the masks.
         about: written into backbone.json beside the weights.
@@ -143,6 +150,8 @@ def fit(
         max_unreadable, *schedule.by_clock(save), best,
     )  # fmt: skip
     plan.due(plan.save, 0)  # what cannot be read is said now
+    whens = {name: when for name, (when, _) in judges.items()} | ({HEALTH: health} if health is not None else {})
+    fixed = Health(clips, seed, precision=precision, workers=min(1, workers), limit_s=limit_s) if health else None
     if not quiet:
         say(size.describe(lr))
     replica = copy.deepcopy(learner) if parallel == "sharded" and dist.is_main() and dist.world_size() > 1 else None
@@ -167,8 +176,10 @@ def fit(
     ):
         metrics = Metrics(out, after=run.step) if dist.is_main() else None
         guard = Guard(out, clips.manifest, patience)
-        training = _Training(plan, run, model, replica, loader, guard, judges, reached, metrics, stop, watchdog)
-        training.make_up_for(_missed(run, plan, judges))
+        training = _Training(
+            plan, run, model, replica, loader, guard, whens, judges, fixed, reached, metrics, stop, watchdog
+        )
+        training.make_up_for(_missed(run, plan, whens))
         from_here = Stretch(run, loader)
         while run.step < total:
             training.step()
@@ -219,7 +230,10 @@ class _Training:
     """On the first process of a sharded run: what it is judged by."""
     loader: Loader
     guard: Guard
+    whens: dict[str, str]
+    """When each judge judges, and when health is looked at."""
     judges: dict[str, tuple[str, Judge]]
+    health: Health | None
     reached: Callable[[int, float, float], None] | None
     metrics: Metrics | None
     """On the first process."""
@@ -230,6 +244,7 @@ class _Training:
         self.stretch = Stretch(self.run, self.loader, self.run.stretch)
         self.batches = self._batches()
         self.saved = time.monotonic()
+        self.warned: set[str] = set()
         self.guard.skipped, self.guard.in_a_row = self.run.skipped, self.run.in_a_row
 
     def step(self) -> None:
@@ -275,7 +290,7 @@ class _Training:
         if run.step % plan.log_steps == 0 or run.step == plan.total:
             self._log()
         stopping, late = dist.any_of(self.stop.asked, time.monotonic() - self.saved > plan.save_s)
-        due = [name for name, (when, _) in self.judges.items() if plan.due(when, run.step)]
+        due = [name for name, when in self.whens.items() if plan.due(when, run.step)]
         if stopping or late or due or plan.due(plan.save, run.step):
             self._save()  # before it is judged, which can take long
         if due and not stopping:
@@ -333,10 +348,27 @@ class _Training:
     def _judge(self, names: list[str]) -> None:
         """Judges on the first process, and leaves the run as it was: its mode and random state included."""
         for name in names:
+            if name == HEALTH:
+                self._examine()
+                continue
             learner = whole(self.run.learner, self.replica)
             with self.watchdog.paused():
                 dist.from_first(partial(self._judge_here, name, learner))
             self.run.learner.train()
+
+    def _examine(self) -> None:
+        """Logs what a few fixed clips say, and warns of what the log now means, once for each trouble."""
+        assert self.health is not None
+        run = self.run
+        with self.watchdog.paused():
+            numbers = self.health.examine(run.learner)
+        if self.metrics:
+            self.metrics.write(run.step, **{f"{HEALTH}/{name}": value for name, value in numbers.items()})
+            wrong = verdict(read_metrics(self.metrics.path), labelled=run.learner.needs_labels)
+            for name, text in wrong.items():
+                if name not in self.warned:
+                    warn(f"step {run.step}: {text}")
+            self.warned.update(wrong)
 
     def _judge_here(self, name: str, learner: Learner | None) -> None:
         """Judges, keeps the best and logs. A wish to stop ends a judgement at once: the next start judges again."""
@@ -371,13 +403,15 @@ def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) 
             raise TubeletError(f"train.{name} must be 0 or more, not {value:g}")
 
 
-def _missed(run: RunState, plan: _Plan, judges: dict[str, tuple[str, Judge]]) -> list[str]:
-    """The judgements that a kill came before: due at the step of the checkpoint, and in no line of the log."""
-    if run.step == 0:
-        return []
+def _missed(run: RunState, plan: _Plan, whens: dict[str, str]) -> list[str]:
+    """What a kill came before: due at the step of the checkpoint, and in no line of the log.
+
+    Of what is due at the start only health is: what comes later is compared with it.
+    """
     lines = [line for line in read_metrics(run.out / "metrics.jsonl") if line["step"] == run.step]
     done = {key.partition("/")[0] for line in lines for key in line}
-    missed = [name for name, (when, _) in judges.items() if name not in done and plan.due(when, run.step)]
+    wanted = {name: when for name, when in whens.items() if run.step or name == HEALTH}
+    missed = [name for name, when in wanted.items() if name not in done and plan.due(when, run.step)]
     return dist.from_first(lambda: missed)
 
 
