@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import pytest
-from lives import Run, finish, live, losses
+
+from lives import Run, live, losses
 
 OPTIONS = {"batch": 12, "length": "15 steps", "lr": 0.01, "log_steps": 1, "save": "every 4 steps"}
 STOPS = (5, 10, None)
