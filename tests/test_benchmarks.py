@@ -8,8 +8,8 @@ from pathlib import Path
 
 import footage
 import numpy
-import processes
 import pytest
+import usage
 
 from tubelet.data import read
 
@@ -34,18 +34,18 @@ def test_films_are_the_same_for_the_same_seed():
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="not Linux")
 def test_memory_and_time_of_workers_are_counted():
-    resident, _ = processes.held()
-    used = processes.cpu_s()
+    resident, _ = usage.held()
+    used = usage.cpu_s()
     ready, end = multiprocessing.Event(), multiprocessing.Event()
     worker = multiprocessing.get_context("fork").Process(target=_busy, args=(ready, end))
     worker.start()
     assert ready.wait(30)
-    assert processes.held()[0] - resident > 60 << 20
-    assert processes.cpu_s() - used > 0.2
+    assert usage.held()[0] - resident > 60 << 20
+    assert usage.cpu_s() - used > 0.2
     end.set()
     worker.join()
-    assert processes.held()[0] - resident < 60 << 20
-    assert processes.cpu_s() - used > 0.2  # of those that ended too
+    assert usage.held()[0] - resident < 60 << 20
+    assert usage.cpu_s() - used > 0.2  # of those that ended too
 
 
 def _busy(ready, end) -> None:
