@@ -24,6 +24,7 @@ from tubelet import dist
 from tubelet.checkpoint import write_json
 from tubelet.data.workers import cores
 from tubelet.log import warn
+from tubelet.train.stop import Preempted
 
 PACKAGES = (
     "torch", "numpy", "av", "jsonargparse", "safetensors", "rich", "pyarrow", "scikit-image", "scikit-learn",
@@ -32,8 +33,6 @@ PACKAGES = (
 """What Tubelet uses, extras included, where it is installed."""
 TOTALS = {"seconds": "wall_seconds", "gpu_hours": "gpu_hours", "core_hours": "core_hours"}
 """What starts add up to: its name in a start -> its name in the run."""
-PREEMPTED = 75
-"""Exit code of a training that a batch system asked to leave."""
 
 
 class Provenance:
@@ -99,7 +98,7 @@ class Provenance:
             self.start["ended"] = "finished"
             self.told.setdefault("finished", _now())  # the same command once more changes nothing
         elif isinstance(error, KeyboardInterrupt):
-            self.start["ended"] = "pre-empted" if getattr(error, "exit_code", None) == PREEMPTED else "interrupted"
+            self.start["ended"] = "pre-empted" if isinstance(error, Preempted) else "interrupted"
         else:
             self.start |= {"ended": "error", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
         self._write()
