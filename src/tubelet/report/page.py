@@ -226,13 +226,15 @@ def judged(results: Results) -> list[str]:
 
 def starts(provenance: dict[str, Any]) -> list[list[str]]:
     """A line for each start of the training: when, on what, by which code, its steps and seconds, how it ended."""
-    return [
-        [start["started"], f"{start.get('machine', '–')}, {start.get('processes', '–')} processes",
-         _code(start.get("code")),
-         "–" if start.get("from_step") is None else f"{start['from_step']:,} – {start['to_step']:,}",
-         _duration(start["seconds"]) if "seconds" in start else "–", start["ended"] or "not yet, or killed"]
-        for start in provenance.get("starts", [])
-    ]  # fmt: skip
+    lines = []
+    for start in provenance.get("starts", []):
+        count = start.get("processes")
+        where = f"{start.get('machine', '–')}{f', {count} processes' if count and count > 1 else ''}"
+        steps = "–" if start.get("from_step") is None else f"{start['from_step']:,} – {start['to_step']:,}"
+        took = _duration(start["seconds"]) if "seconds" in start else "–"
+        ended = start["ended"] or "not yet, or killed"
+        lines.append([start["started"][:16].replace("T", " "), where, _code(start.get("code")), steps, took, ended])
+    return lines
 
 
 def _code(code: dict[str, Any] | None) -> str:
