@@ -135,6 +135,14 @@ def test_a_damaged_file_is_said_and_begun_afresh(tmp_path, capsys, content):
     assert len(told(tmp_path)["starts"]) == 1
 
 
+@pytest.mark.parametrize("program", ["/somewhere/bin/tubelet", "/somewhere/tubelet/__main__.py"])
+def test_the_command_is_one_that_can_be_typed(tmp_path, monkeypatch, program):
+    monkeypatch.setattr(sys, "argv", [program, "train", "tiny", "--out", "my run"])
+    with begin(tmp_path):
+        pass
+    assert told(tmp_path)["command"] == "tubelet train tiny --out 'my run'"
+
+
 def test_versions_name_what_decodes_and_what_computes():
     found = versions()
     assert {"python", "torch", "numpy", "av", "ffmpeg"} <= found.keys()

@@ -56,7 +56,7 @@ class Provenance:
         self.gpus, self.cores = sum(len(host["gpus"]) for host in hosts), sum(host["cores"] for host in hosts)
         self.start: dict[str, Any] = {
             "started": _now(),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": _command(),
             "machine": describe_machine(),
             "processes": dist.world_size(),
             "hosts": hosts,
@@ -193,6 +193,13 @@ def code() -> dict[str, Any]:
     if tracked is not None and (commit := _git("rev-parse", "HEAD")):
         found |= {"commit": commit, "changed": bool(_git("status", "--porcelain", "--", ".."))}
     return found
+
+
+def _command() -> str:
+    """The words that started this process, without the folders of the program."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name  # python -m tubelet
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def _git(*words: str) -> str | None:
