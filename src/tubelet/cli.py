@@ -280,7 +280,9 @@ def predict(args: Namespace, _: list[str]) -> None:
     found = classify(args.run, args.video, args.top, args.segment_s, args.fps)
     if args.json:
         named = [segment._asdict() for segment in (found.whole, *found.segments)]
-        print(json.dumps({"video": str(args.video), "whole": named[0], "segments": named[1:]}, ensure_ascii=False))
+        judged = {"weights_hash": found.weights_hash, "step": found.step}
+        shown = {"video": str(args.video), **judged, "whole": named[0], "segments": named[1:]}
+        print(json.dumps(shown, ensure_ascii=False))
         return
     for segment in [found.whole] if len(found.segments) == 1 else [found.whole, *found.segments]:
         title = "whole video" if segment is found.whole else "segment"

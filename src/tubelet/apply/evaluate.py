@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet import registry
-from tubelet.checkpoint import load_backbone, read_about, write_json
+from tubelet.checkpoint import load_backbone, read_about, weights_hash, write_json
 from tubelet.data.division import train_and_validation
 from tubelet.data.listing import Manifest, read_manifest
 from tubelet.data.storage import Place
@@ -92,8 +92,9 @@ def _judge(
 ) -> dict[str, float]:
     with torch.enable_grad():  # the loop judges without gradients, but a task may train a head
         subject = learner if name == "classify" else learner.exported
+        judged = named(name, subject)
         result = task(subject, protocol, folder(out, name, variant))
-    keep(out, {name: {variant: {**result, "step": step}}})
+    keep(out, {name: {variant: {**result, **judged, "step": step}}})
     return {key: result[key] for key in LOGGED if result.get(key) is not None}
 
 
@@ -142,8 +143,9 @@ def evaluate(
                 if "lr" in before:
                     own["lrs"] = (before["lr"],)  # the first seed has chosen for all
                 out = folder(run, name, variant, seed if len(seeds) > 1 else None)
+                judged = named(task, backbone)
                 result = registry.build("tasks", task, **own)(backbone, protocol, out)
-                tried.setdefault((name, variant), {})[seed] = result
+                tried.setdefault((name, variant), {})[seed] = {**result, **judged}
     results: Results = {}
     for (name, variant), by_seed in tried.items():
         facts = {"manifest": str(manifest), "labels_per_class": labels_per_class, "step": about.get("step")}
@@ -173,6 +175,7 @@ def classifier(run: Path, manifest: Place, **terms: Any) -> Results:
             f"both is {strange[0]!r}, {'known' if strange[0] in classes else 'in the manifest'}: use the known names "
             "as labels, or name a converted classifier's by `tubelet convert SRC DST --to tubelet --classes FILE`"
         )
+    judged = named("classify", learner)
     order = [classes.index(name) for name in protocol.classes]  # a converted head has its publisher's
     for rows in learner.head.parameters():
         rows.data = rows.data[order]
@@ -180,9 +183,14 @@ def classifier(run: Path, manifest: Place, **terms: Any) -> Results:
         f"{protocol.test_crops} views each")  # fmt: skip
     result = Classify()(learner, protocol, folder(run, "classifier", "supervised"))
     facts = {"manifest": str(manifest), "step": about.get("step"), "weights": weights}
-    results: Results = {"classifier": {"supervised": {**result, **facts}}}
+    results: Results = {"classifier": {"supervised": {**result, **judged, **facts}}}
     keep(run, results)
     return results
+
+
+def named(task: str, judged: nn.Module) -> dict[str, str]:
+    """What a result names the weights by that it judges; those of ``scratch`` are made by the task itself."""
+    return {} if task == "scratch" else {"weights_hash": weights_hash(judged)}
 
 
 def which_weights(about: Mapping[str, Any]) -> str:
@@ -247,7 +255,10 @@ def average(by_seed: Mapping[int, Result]) -> Result:
         **means,
         "interval": list(wilson(round(means["top1"] * first["videos"]), first["videos"])),
         "spread": paired_spread([result["top1"] for result in results]),
-        "seeds": [{"seed": seed, "top1": result["top1"]} for seed, result in by_seed.items()],
+        "seeds": [
+            {"seed": seed} | {key: result[key] for key in ("top1", "weights_hash") if key in result}
+            for seed, result in by_seed.items()
+        ],
         "seconds": sum(result["seconds"] for result in results),
     }
 
