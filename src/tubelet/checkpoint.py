@@ -1,4 +1,4 @@
-"""State on disk: `checkpoint.pt` to go on with a run, `backbone.safetensors` and a small JSON to use its encoder.
+"""Weights on disk: `backbone.safetensors` and a small JSON to use the encoder of a run (to go on: `train.state`).
 
 Every file is written beside its place, flushed to the disk and renamed, so that a kill leaves the old one or the
 new one, never half of one. Nothing that could run code is ever loaded.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from tubelet import registry
 from tubelet.learner import Backbone
 from tubelet.types import TubeletError
-
-FORMAT = 1
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -75,66 +73,15 @@ def _beside(place: Path) -> tuple[Path, Path]:
     return place.with_name(f"next-{place.name}"), place.with_name(f"previous-{place.name}")
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes all that is needed to go on. The file before it is kept as ``previous-<name>`` until the next save.
-
-    The new file is on the disk before any other is touched, so that at each moment a good one is there.
-    """
-    fresh = path.with_name(f"next-{path.name}")
-    write_atomically(fresh, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
-    if path.exists():
-        path.replace(path.with_name(f"previous-{path.name}"))
-    fresh.replace(path)
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Reads what `save_state` wrote (tensors and plain values only).
-
-    Raises:
-        TubeletError: the file is damaged, not one of ours, or of a newer format.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise TubeletError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
-    if not isinstance(state, dict) or "format" not in state:
-        raise TubeletError(f"{path} is not a Tubelet checkpoint")
-    if state["format"] > FORMAT:
-        raise TubeletError(f"{path} has format {state['format']}, this Tubelet reads up to {FORMAT}: upgrade Tubelet")
-    return state
-
-
-def latest_state(folder: Path) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a run, or None. A damaged newest one is said and passed over."""
-    from tubelet.log import warn
-
-    complaint = None
-    for name in ("next-checkpoint.pt", "checkpoint.pt", "previous-checkpoint.pt"):
-        path = folder / name
-        if path.exists():
-            try:
-                state = load_state(path)
-            except TubeletError as error:
-                complaint = error
-                warn(str(error))
-                continue
-            if complaint:
-                warn(f"going on from {path} instead (step {state['step']})")
-            return state
-    if complaint:
-        raise TubeletError(f"no readable checkpoint in {folder}: move the damaged ones away to start afresh")
-    return None
-
-
 def save_backbone(folder: Path, backbone: Backbone, **about: Any) -> None:
     """Writes ``backbone.safetensors`` and ``backbone.json`` (how to build it, and what is worth knowing `about` it)."""
-    save_weights(folder / "backbone.safetensors", backbone)
+    save_weights(folder / "backbone.safetensors", backbone.state_dict())
     write_json(folder / "backbone.json", {"backbone": backbone.config, **about})
 
 
-def save_weights(path: Path, module: nn.Module) -> None:
-    """Writes the persistent tensors of a module as safetensors."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes the persistent tensors of a module, as its ``state_dict()`` has them, as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 

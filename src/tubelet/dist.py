@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
+
+Answer = TypeVar("Answer")
+
+_PATIENT = timedelta(days=14)
+"""How long processes wait for one that judges or writes: as long as it lives. One that dies is noticed at once."""
+_groups: dict[str, Any] = {}
 
 
 def start(timeout_s: float = 1800.0) -> None:
@@ -34,13 +41,29 @@ def start(timeout_s: float = 1800.0) -> None:
         )  # fmt: skip
     else:
         distributed.init_process_group(backend, timeout=timeout)
+    group("waiting")
+    group("saving")
 
 
 def stop() -> None:
     """Leaves the process group together: the process that hosts the store must not go first."""
     if distributed.is_initialized():
-        distributed.barrier()
+        barrier()
+        _groups.clear()
         distributed.destroy_process_group()
+
+
+def group(purpose: str) -> Any:
+    """The processes once more, over the network of their CPUs, for "waiting" (long) or "saving" (in another thread).
+
+    Collectives of a thread of its own, or of a wait that takes an hour, must not be mixed with those of training.
+    The first call for a purpose must be made by all processes alike.
+    """
+    if not distributed.is_initialized():
+        return None
+    if purpose not in _groups:
+        _groups[purpose] = distributed.new_group(backend="gloo", timeout=_PATIENT)
+    return _groups[purpose]
 
 
 def rank() -> int:
@@ -61,8 +84,9 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
+    """Waits for all processes, however long one of them takes."""
     if distributed.is_initialized():
-        distributed.barrier()
+        distributed.barrier(group("waiting"))
 
 
 def mean(value: Tensor) -> Tensor:
@@ -74,22 +98,41 @@ def mean(value: Tensor) -> Tensor:
     return value / world_size()
 
 
-def any_process(flag: bool) -> bool:
-    """True on every process when it is true on at least one, so that all decide alike."""
+def any_of(*flags: bool) -> Sequence[bool]:
+    """Each flag is True on every process when it is true on at least one, so that all decide alike."""
     if not distributed.is_initialized():
-        return flag
-    vote = torch.tensor(float(flag), device=device())
-    distributed.all_reduce(vote, op=distributed.ReduceOp.MAX)
-    return bool(vote.item())
+        return flags
+    votes = torch.tensor(flags, dtype=torch.float32, device=device())
+    distributed.all_reduce(votes, op=distributed.ReduceOp.MAX)
+    return [bool(vote) for vote in votes.tolist()]
 
 
-def gather(value: Any) -> list[Any]:
-    """The values of all processes, in the order of their ranks."""
+def any_process(flag: bool) -> bool:
+    """`any_of` for one flag."""
+    return any_of(flag)[0]
+
+
+def gather(value: Any, purpose: str = "waiting") -> list[Any]:
+    """The values of all processes, in the order of their ranks; they may come at very different times."""
     if not distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=group(purpose))
     return values
+
+
+def from_first(ask: Callable[[], Answer]) -> Answer:
+    """Asks the first process alone: all get its answer, or raise what it raised, instead of waiting for it."""
+    answer: Any = None
+    if is_main():
+        try:
+            answer = ask()
+        except Exception as error:
+            answer = error
+    answer = gather(answer)[0]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def device() -> torch.device:

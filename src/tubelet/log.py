@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +60,53 @@ class Metrics:
     """Appends one JSON object a line to ``metrics.jsonl`` and, where TensorBoard is installed, writes its event files.
 
     The file survives kills: a line is written whole and flushed; a torn last line is dropped on reading. Lines of
-    steps past `after` are dropped, since a resumed run writes them again.
+    steps past `after` are dropped, since a resumed run writes them again. On a full disk lines wait for room.
     """
 
     def __init__(self, folder: Path, after: int = 0, tensorboard: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self._keep_until(after)
+        self.waiting: list[str] = []
+        self.keep_until(after)
         self.board = _summary_writer(folder / "tensorboard", after) if tensorboard else None
 
     def write(self, step: int, **values: Any) -> None:
-        line = {"step": step, "time": round(time.time(), 3), **values}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.board is not None:
+        self.waiting.append(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        self._flush()
+        if self.board is None:
+            return
+        try:
             for name, value in values.items():
                 if isinstance(value, int | float) and math.isfinite(value):
                     self.board.add_scalar(name, value, step)
+        except OSError as error:
+            warn(f"TensorBoard's files cannot be written ({error.strerror}): they end at step {step}")
+            self.board = None
 
-    def _keep_until(self, step: int) -> None:
+    def keep_until(self, step: int) -> None:
+        """Drops the lines of later steps."""
+        self.waiting = [line for line in self.waiting if json.loads(line)["step"] <= step]
         lines = [line for line in read_metrics(self.path) if line["step"] <= step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        temporary.replace(self.path)
+        try:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            temporary.replace(self.path)
+        except OSError as error:
+            warn(f"{self.path} cannot be written ({error.strerror}): it keeps lines of steps after {step}")
+
+    def _flush(self) -> None:
+        """Writes the lines that wait, all or none."""
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(self.waiting))
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, before)
+            if len(self.waiting) == 1:
+                warn(f"{self.path} cannot be written ({error.strerror}); its lines are kept until it can")
+            return
+        self.waiting = []
 
     def close(self) -> None:
         if self.board is not None:

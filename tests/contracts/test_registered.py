@@ -1,7 +1,9 @@
 """What every registered learner, backbone and task must keep to: a new file is under test by being there."""
 
 import ast
+import copy
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from moving import CLIP
+from saved import newest
 from tubelet import checkpoint, draws, registry
 from tubelet.data.clips import Clips
 from tubelet.data.device import to_device
@@ -21,6 +25,8 @@ from tubelet.learner import Backbone, Learner
 from tubelet.log import read_metrics
 from tubelet.tasks.protocol import Protocol
 from tubelet.train.fit import Interrupted, fit
+from tubelet.train.optim import adamw, set_rate
+from tubelet.train.step import take_step
 
 SMALL: dict[str, dict] = {"vit": {"size": "tiny", "dim": 32, "depth": 2, "heads": 2, "patch": 4}}
 DROPPING = {**SMALL["vit"], "drop_path": 0.5}
@@ -94,11 +100,48 @@ def test_a_learner_is_a_pure_function_of_its_batch(name, corpus):
 
 
 @learners
+def test_a_learner_moves_nothing_in_forward(name, corpus):
+    """Queues, banks and teachers wait for `after_step`: a step may be skipped. Only batch norms may count."""
+    learner = build_learner(name)
+    batch, before = one_batch(corpus, learner), copy.deepcopy(learner.state_dict())
+    counting = [part for part, module in learner.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    for phase in learner.phases:
+        learner(batch, phase).loss.backward()
+    changed = [key for key, tensor in learner.state_dict().items() if not torch.equal(before[key], tensor)]
+    assert [key for key in changed if key.rpartition(".")[0] not in counting] == []
+
+
+class NotFinite(nn.Module):
+    """A learner whose loss has become infinite, and whose gradients have not."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, batch, phase):
+        output = self.learner(batch, phase)
+        return output._replace(loss=output.loss + math.inf)
+
+
+@learners
+def test_a_skipped_step_leaves_a_learner_as_it_was(name, corpus):
+    learner = build_learner(name)
+    batch, before = one_batch(corpus, learner), copy.deepcopy(learner.state_dict())
+    for phase in learner.phases:
+        optimiser = adamw(learner, phase, weight_decay=0.1, betas=(0.9, 0.95), layer_decay=1.0)
+        set_rate(optimiser, 0.1)
+        assert take_step(NotFinite(learner), learner, phase, optimiser, batch, 2, 1.0, "float32").flaw == "loss"
+        assert not optimiser.state
+    for key, tensor in learner.state_dict().items():
+        assert torch.equal(before[key], tensor), key
+
+
+@learners
 def test_a_learner_embeds_and_is_saved_whole(name, corpus, tmp_path):
     learner = build_learner(name).eval()
     batch = one_batch(corpus, learner)
     assert learner.embed(batch).shape == (4, learner.backbone.dim)
-    checkpoint.save_weights(tmp_path / "w.safetensors", learner)
+    checkpoint.save_weights(tmp_path / "w.safetensors", learner.state_dict())
     torch.manual_seed(99)
     again = registry.build(
         "methods", name.partition(",")[0], backbone=registry.build("backbones", "vit", **SMALL["vit"]), **LEARNER[name]
@@ -123,7 +166,7 @@ def test_a_learner_resumes_bit_for_bit(name, corpus, tmp_path):
                     os.kill(os.getpid(), signal.SIGTERM)
 
             learner.after_step = after_step
-        resumes = (out / "checkpoint.pt").exists()
+        resumes = (out / "checkpoints").exists()
         torch.manual_seed(1 if resumes else 0)  # where the generator stands when a run goes on must not matter
         fit(learner, make_clips(corpus, learner, name), out, **options)
         return learner
@@ -172,7 +215,7 @@ def test_two_processes_equal_one(name, corpus, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = ([line["loss"] for line in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
-    other = checkpoint.load_state(tmp_path / "two" / "checkpoint.pt")["learner"]
+    other = newest(tmp_path / "two").read("learner.")
     for key, tensor in learner.state_dict().items():
         torch.testing.assert_close(other[key], tensor, atol=1e-5, rtol=1e-4)
 

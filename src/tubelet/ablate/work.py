@@ -26,7 +26,7 @@ from tubelet.log import say, warn
 from tubelet.train.run import make_backbone, train
 
 WAIT_S = 2.0
-BULKY = ("*checkpoint.pt", "learner.safetensors", "tensorboard")
+BULKY = ("checkpoints", "learner.safetensors", "tensorboard")
 """What is needed to go on with a run, and not to judge it."""
 JUDGED = ("evaluation/features", "evaluation/*/run", "evaluation/*/sweep")
 """What judging leaves besides numbers and predictions."""

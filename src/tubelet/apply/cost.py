@@ -29,6 +29,7 @@ from tubelet.learner import Learner
 from tubelet.train import run, schedule
 from tubelet.train.optim import adamw
 from tubelet.train.parallel import autocast, shared_cores
+from tubelet.train.provenance import describe_machine
 from tubelet.train.step import take_step
 from tubelet.types import Batch, TubeletError
 
@@ -172,7 +173,7 @@ def estimate(recipe: run.Recipe, budget_s: float = 10.0) -> Cost:
         with shared_cores(options["workers"]):
             computes, clip_bytes = _Trial(recipe, clips, device).measure(size, budget_s / 2)
     return Cost(
-        machine=run.describe_machine(), steps=steps, clips=steps * size.batch,
+        machine=describe_machine(), steps=steps, clips=steps * size.batch,
         in_a_pass=size.batch // size.passes, share=size.batch, computes=computes, decodes=decodes,
         workers=options["workers"], cores=cores(), on_gpu=device.type == "cuda", weights=learnt + held,
         fixed_bytes=fixed, clip_bytes=clip_bytes, memory_bytes=there, disk_bytes=SAVED_BYTES * (learnt + held),
@@ -219,7 +220,7 @@ class _Trial:
             started = time.perf_counter()
             for phase, optimiser in self.optimisers.items():
                 take_step(self.learner, self.learner, phase, optimiser, batch, 1, self.options["clip_norm"],
-                          self.options["precision"], self.clips.manifest)  # fmt: skip
+                          self.options["precision"])  # fmt: skip
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             took_s = time.perf_counter() - started

@@ -55,4 +55,4 @@ def write(neutral: Neutral, out: Path) -> None:
         about["classes"] = neutral.classes
     save_backbone(out, neutral.backbone, **about)
     if isinstance(neutral.module, Learner):
-        save_weights(out / "learner.safetensors", neutral.module)
+        save_weights(out / "learner.safetensors", neutral.module.state_dict())

@@ -9,13 +9,20 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from tubelet import dist
 from tubelet.data.workers import cores
-from tubelet.learner import Learner
+from tubelet.learner import Backbone, Learner
+from tubelet.nn.transformer import Block
+from tubelet.types import TubeletError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Parallel = Literal["replicated", "sharded"]
+"""Every process has all weights (DistributedDataParallel), or a part of them (FSDP2)."""
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
@@ -47,10 +54,31 @@ def shared_cores(workers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def distribute(learner: Learner, device: torch.device) -> nn.Module:
-    """The learner on its device, inside DistributedDataParallel when there are several processes."""
+def distribute(learner: Learner, device: torch.device, parallel: Parallel = "replicated") -> nn.Module:
+    """The learner on its device, as it is called for training: by itself, replicated or sharded.
+
+    Sharded (FSDP2), each process keeps its part of the weights, their gradients and the optimiser's averages, and
+    gathers those of a block while it needs them. Every backbone in the learner, averages and teachers too, and each of
+    their blocks, is gathered by itself, since hooks and judges call them without the learner around them.
+
+    Raises:
+        TubeletError: the learner cannot be sharded.
+    """
     learner.to(device)
     if dist.world_size() == 1:
+        return learner
+    if parallel == "sharded":
+        if len(learner.phases) > 1:
+            raise TubeletError(
+                f"{type(learner).__name__} trains in several phases, which cannot be sharded: set train.parallel to "
+                "replicated"
+            )
+        mesh = init_device_mesh(device.type, (dist.world_size(),))
+        for module in reversed(list(learner.modules())):  # from the inside out
+            if isinstance(module, Block | Backbone):
+                fully_shard(module, mesh=mesh)
+        fully_shard(learner, mesh=mesh)
+        register_fsdp_forward_method(learner, "embed")
         return learner
     return DistributedDataParallel(
         learner,
@@ -58,3 +86,18 @@ def distribute(learner: Learner, device: torch.device) -> nn.Module:
         find_unused_parameters=len(learner.phases) > 1,
         gradient_as_bucket_view=True,
     )
+
+
+def whole(learner: Learner, replica: Learner | None) -> Learner | None:
+    """The learner with all of its weights, on the first process: itself, or its unsharded `replica`, filled anew.
+
+    Every process must call it; where weights are sharded, others than the first get None.
+    """
+    if not isinstance(learner, FSDPModule):
+        return learner
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(learner, options=options)
+    if replica is None:
+        return None
+    replica.load_state_dict(weights)
+    return replica

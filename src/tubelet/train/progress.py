@@ -50,11 +50,15 @@ def advice(waiting: float, workers: int, cores: int) -> str:
 
 
 class Stretch:
-    """The steps since the last line of metrics.jsonl, and their means."""
+    """The steps since the last line of metrics.jsonl, and their means.
 
-    def __init__(self, clock: Clock, source: Source) -> None:
+    Args:
+        values: what was measured before the run was interrupted; its means are those of an uninterrupted run.
+    """
+
+    def __init__(self, clock: Clock, source: Source, values: dict[str, list[float]] | None = None) -> None:
         self.first_step, self.first_seconds, self.first_waited = clock.step, clock.seconds, source.waited_s
-        self.values: dict[str, list[float]] = {"loss": [], "grad_norm": []}
+        self.values = {"loss": [], "grad_norm": []} | (values or {})
 
     def add(self, stepped: Stepped) -> None:
         for name, value in {"loss": stepped.loss, "grad_norm": stepped.grad_norm, **stepped.metrics}.items():

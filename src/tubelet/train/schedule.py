@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tubelet.types import TubeletError
 
 _DURATION = re.compile(r"\s*([\d.]+)\s*([kKmM]?)\s*(epochs?|steps?|%)\s*")
+_CLOCK = re.compile(r"\s*([\d.]+)\s*(seconds?|minutes?|hours?)\s*")
 
 
 class StepSize(NamedTuple):
@@ -80,6 +81,26 @@ def due(when: str, step: int, steps_per_epoch: int, total: int) -> bool:
     if not when.startswith("every "):
         raise TubeletError(f"{when!r} is not a schedule: write it like 'every 10 epochs', 'every 5 %' or 'end'")
     return step == total or step % max(1, steps(when.removeprefix("every "), steps_per_epoch, total)) == 0
+
+
+def by_clock(when: str) -> tuple[str, float]:
+    """What remains of "every 5 % or 30 minutes" without its times, and the shortest of these in seconds.
+
+    Returns:
+        A schedule as `due` takes it ("end" where nothing but times was asked for), and infinity where no time was.
+    """
+    parts = when.removeprefix("every ").split(" or ") if when.startswith("every ") else []
+    matches = [(part, _CLOCK.fullmatch(part)) for part in parts]
+    try:
+        seconds = [float(m[1]) * {"s": 1, "m": 60, "h": 3600}[m[2][0]] for _, m in matches if m]
+    except ValueError as error:
+        raise TubeletError(f"{when!r} has something that is not a number") from error
+    others = [part for part, m in matches if not m]
+    if len(others) > 1:
+        raise TubeletError(f"{when!r} has two durations: write one, or one and a time, like 'every 5 % or 30 minutes'")
+    if not seconds:
+        return when, math.inf
+    return (f"every {others[0]}" if others else "end"), min(seconds)
 
 
 def warmup_cosine(step: int, total: int, warmup: int, peak: float, low: float) -> float:
