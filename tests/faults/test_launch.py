@@ -163,7 +163,12 @@ def test_slurm_pre_empts_and_the_job_that_comes_back_goes_on(recipe, expected, t
     out = tmp_path / "run"
     with launched("slurm.sbatch", recipe, out, **slurm) as job:
         wait_for_step(out, 13, job)
+        first = trains(out, "0")
+        os.kill(first, signal.SIGSTOP)  # so that saving takes long
         job.send_signal(signal.SIGUSR1)
+        time.sleep(3)
+        assert job.poll() is None, log_of(out).read_text()
+        os.kill(first, signal.SIGCONT)
         assert job.wait(60) == 75, log_of(out).read_text()
         assert not of_run(out), "the machines are given back when all is saved, and not before"
     saved = read_metrics(out / "metrics.jsonl")[-1]["step"]
