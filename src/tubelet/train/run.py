@@ -27,6 +27,7 @@ from tubelet.train.fit import Fitted, Judge, fit
 from tubelet.types import TubeletError
 
 FREE = {("train", name) for name in ("workers", "quiet", "log_steps", "save", "limit_s", "max_unreadable")}
+FREE |= {("data", "root")}
 """Settings that may change between two starts of one run: they do not change its result."""
 
 
@@ -153,7 +154,7 @@ def make_clips(recipe: Recipe) -> Clips:
         TubeletError: the manifest has nothing to train on, or a split is asked for that `classify` may judge.
     """
     options = dict(recipe.data)
-    whole = read_manifest(options.pop("manifest"))
+    whole = read_manifest(options.pop("manifest"), root=options.pop("root", None))
     split = options.pop("split", None)
     manifest = whole if split is None else whole.where(split)
     if registry.find("methods", recipe.learner["name"]).needs_labels:
