@@ -35,19 +35,23 @@ class Embedded(NamedTuple):
     """Of the encoder."""
 
 
-def embed(run: Path, manifest: Place, out: Path, *, clips: int = 1, workers: int = 0, batch: int = 32) -> Embedded:
+def embed(
+    run: Path, manifest: Place, out: Path, *, clips: int = 1, workers: int = 0, batch: int = 32,
+    root: str | Place | None = None,
+) -> Embedded:  # fmt: skip
     """Encodes every video and writes a table of path, label, group, split, readable, hash of the weights and vector.
 
     Args:
         run: the folder of a run.
         out: ``.parquet`` (a list column ``embedding``), ``.csv`` (columns ``f0`` ...) or ``.npz`` (arrays).
         clips: clips taken along time, whose vectors are averaged.
+        root: what no video may lie outside of; see `tubelet.data.root`.
 
     Raises:
-        TubeletError: the ending of ``out`` is unknown, or no video can be read.
+        TubeletError: the ending of ``out`` is unknown, a video lies outside of the root, or none can be read.
     """
     write = writer(out)
-    about, listing = read_about(run), read_manifest(manifest)
+    about, listing = read_about(run), read_manifest(manifest, root=root)
     found = _encode(run, listing, about["clip"], clips, workers, batch)
     columns: dict[str, list[Any]] = {
         "path": [str(video.path) for video in listing.videos],

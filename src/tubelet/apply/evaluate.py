@@ -36,7 +36,7 @@ AVERAGED = ("top1", "top5", "class_mean", "precision", "recall")
 
 def judges(
     evaluate: Mapping[str, Mapping[str, Any]], manifest: Place, clip: Mapping[str, Any], out: Path, *,
-    variant: str, seed: int = 0, **terms: Any,
+    variant: str, root: str | Place | None = None, seed: int = 0, **terms: Any,
 ) -> dict[str, tuple[str, Judge]]:  # fmt: skip
     """What `train` calls while it trains: task -> (when, function of learner and step that answers numbers).
 
@@ -46,6 +46,7 @@ def judges(
     Args:
         evaluate: a recipe's section: task -> its options and ``every``.
         variant: the name of the learner.
+        root: what no video may lie outside of; see `tubelet.data.root`.
         terms: other fields of `Protocol`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -60,7 +61,7 @@ def judges(
     if not evaluate:
         return {}
     try:
-        listing = read_manifest(manifest)
+        listing = read_manifest(manifest, root=root)
         protocol = Protocol.from_manifest(listing, dict(clip), seed=seed, **terms)
         choosing = for_choosing(protocol, listing) if "classify" in evaluate else protocol
     except TubeletError as error:
@@ -107,6 +108,7 @@ def evaluate(
     baseline: bool = False,
     still: bool = False,
     labels_per_class: int | None = None,
+    root: str | Place | None = None,
     **terms: Any,
 ) -> Results:
     """Judges the encoder of ``run`` by each task, once for each seed.
@@ -119,6 +121,7 @@ def evaluate(
         baseline: judge the same network untrained too; for ``finetune`` that is the task ``scratch``.
         still: judge the pixels of the middle frame too.
         labels_per_class: learn from that many videos of each class only.
+        root: what no video may lie outside of; see `tubelet.data.root`.
         terms: other fields of `Protocol`.
 
     Returns:
@@ -128,7 +131,7 @@ def evaluate(
     if "classify" in tasks:
         raise TubeletError("a classifier is judged as it is by `tubelet evaluate RUN`, without --tasks")
     about = read_about(run)
-    listing = read_manifest(manifest)
+    listing = read_manifest(manifest, root=root)
     tried: dict[tuple[str, str], dict[int, Result]] = {}
     for seed in seeds:
         protocol = Protocol.from_manifest(
@@ -154,20 +157,21 @@ def evaluate(
     return results
 
 
-def classifier(run: Path, manifest: Place, **terms: Any) -> Results:
+def classifier(run: Path, manifest: Place, root: str | Place | None = None, **terms: Any) -> Results:
     """Judges a classifier as it is, by the mean softmax over views: ``run`` is one that `tubelet train finetune` made.
 
     ``run`` has the weights of the last step, ``run/best`` those that did best on the videos kept for choosing.
 
     Args:
         manifest: the videos, with labels; those that are not for training are judged.
+        root: what no video may lie outside of; see `tubelet.data.root`.
         terms: fields of `Protocol`.
     """
     about, learner = read_about(run), load_learner(run)
     if not isinstance(learner, Supervised):
         raise TubeletError(f"{run} has no classifier: its learner is {about['learner']['name']}")
     classes, weights = about["classes"], which_weights(about)
-    protocol = Protocol.from_manifest(read_manifest(manifest), dict(about["clip"]), **terms)
+    protocol = Protocol.from_manifest(read_manifest(manifest, root=root), dict(about["clip"]), **terms)
     strange = sorted(set(classes) ^ set(protocol.classes))
     if strange:
         raise TubeletError(
