@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import resource
 import signal
 import sys
 import threading
@@ -51,8 +53,8 @@ class Run(NamedTuple):
     backbone: dict[str, Any] = toys.DROPPING
     poison: tuple[list[int], str] | None = None
     """As in `toys.poison`."""
-    stops_after: int | None = None
-    """The first process gets a SIGTERM after this step."""
+    befalls: dict[int, Callable[[Run], object]] = {}  # noqa: RUF012
+    """Done by the first process after a step: one of the functions at the end of this file."""
     dies_at: int | None = None
     """Killed before it opens, renames, makes or removes something in its folder for the so-manieth time."""
     slow_disk_s: float = 0.0
@@ -85,8 +87,8 @@ def train(run: Run) -> tuple[Seen, bool]:
     seen = _record(learner)
     if run.poison is not None:
         toys.poison(learner, *run.poison)
-    if run.stops_after is not None and dist.is_main():
-        _after_step(learner, run.stops_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if dist.is_main():
+        _befall(learner, run)
     if run.dies_at is not None or run.slow_disk_s:
         _listen(run)
     # where the generator stands when a run goes on must not matter
@@ -184,13 +186,13 @@ def _record(learner: Learner) -> Seen:
     return seen
 
 
-def _after_step(learner: Learner, step: int, do: Callable[[], object]) -> None:
+def _befall(learner: Learner, run: Run) -> None:
     before = learner.after_step
 
     def after_step(now: Now) -> None:
         before(now)
-        if now.step == step:
-            do()
+        if now.step in run.befalls:
+            run.befalls[now.step](run)
 
     learner.after_step = after_step
 
@@ -212,3 +214,40 @@ def _listen(run: Run) -> None:
             time.sleep(run.slow_disk_s)
 
     sys.addaudithook(hear)
+
+
+def ask_to_stop(run: Run) -> None:
+    """Of two or more processes only one is told."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fill_disk(run: Run) -> None:
+    """No file can become longer than this any more: room for a line of the log, and for no tensors."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def make_room(run: Run) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def make_read_only(run: Run) -> None:
+    """As when a file system is mounted anew after an error."""
+    for path in (run.out, *run.out.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    if os.geteuid() == 0:  # whom permissions do not bind, as long as it has this
+        _drop_capability(1)  # CAP_DAC_OVERRIDE
+
+
+def make_writable(run: Run) -> None:
+    for path in (run.out, *run.out.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _drop_capability(number: int) -> None:
+    """From this thread and those that it starts (capset of Linux, version 3: effective, permitted, inheritable)."""
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, sets) == 0
+    for kind in range(3):
+        sets[kind] &= ~(1 << number)
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
