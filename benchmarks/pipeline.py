@@ -147,7 +147,7 @@ def waiting(plain: Path, packed: Place, workers: list[int], steps: int, rounds: 
                     data = next(batches)
                     waited += time.perf_counter() - asked
                     data = to_device(_batch(data) if isinstance(data, Tensor) else data, "cpu")
-                    take_step(learner, learner, "main", optimiser, data, 1, 1.0, "auto", films)
+                    take_step(learner, learner, "main", optimiser, data, 1, 1.0, "auto")
                 took = time.perf_counter() - begun
             seen[name].append((waited / took, steps * batch / took))
             del batches

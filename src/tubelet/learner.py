@@ -92,7 +92,12 @@ class Learner(nn.Module):
     backbone: Backbone
 
     def forward(self, batch: Batch, phase: str) -> Output:
-        """The loss of a batch. A loss of None must be answered by all processes alike, as they wait for each other."""
+        """The loss of a batch. A loss of None must be answered by all processes alike, as they wait for each other.
+
+        It changes nothing that is kept: queues, banks and teachers move in `after_step`, and not at all where a step is
+        skipped. Statistics like those of a batch norm are the exception, if they are persistent buffers: those are put
+        back when the step is skipped.
+        """
         raise NotImplementedError
 
     def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
@@ -128,4 +133,7 @@ class Learner(nn.Module):
         """Called before each step: assign clusters, refresh a bank."""
 
     def after_step(self, now: Now) -> None:
-        """Called after each step: move a teacher, clamp a temperature."""
+        """Called after each step of all phases: move a teacher, fill a queue, clamp a temperature.
+
+        It is not called where a phase was skipped since its loss or gradient was not finite.
+        """

@@ -1,7 +1,9 @@
 """What every registered learner, backbone and task must keep to: a new file is under test by being there."""
 
 import ast
+import copy
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from moving import CLIP
 from saved import newest
@@ -22,6 +25,8 @@ from tubelet.learner import Backbone, Learner
 from tubelet.log import read_metrics
 from tubelet.tasks.protocol import Protocol
 from tubelet.train.fit import Interrupted, fit
+from tubelet.train.optim import adamw, set_rate
+from tubelet.train.step import take_step
 
 SMALL: dict[str, dict] = {"vit": {"size": "tiny", "dim": 32, "depth": 2, "heads": 2, "patch": 4}}
 DROPPING = {**SMALL["vit"], "drop_path": 0.5}
@@ -92,6 +97,43 @@ def test_a_learner_is_a_pure_function_of_its_batch(name, corpus):
     for phase in learner.phases:
         first, _ = learner(batch, phase).loss, torch.rand(7)
         assert torch.equal(learner(batch, phase).loss, first)
+
+
+@learners
+def test_a_learner_moves_nothing_in_forward(name, corpus):
+    """Queues, banks and teachers wait for `after_step`: a step may be skipped. Only batch norms may count."""
+    learner = build_learner(name)
+    batch, before = one_batch(corpus, learner), copy.deepcopy(learner.state_dict())
+    counting = [part for part, module in learner.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    for phase in learner.phases:
+        learner(batch, phase).loss.backward()
+    changed = [key for key, tensor in learner.state_dict().items() if not torch.equal(before[key], tensor)]
+    assert [key for key in changed if key.rpartition(".")[0] not in counting] == []
+
+
+class NotFinite(nn.Module):
+    """A learner whose loss has become infinite, and whose gradients have not."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, batch, phase):
+        output = self.learner(batch, phase)
+        return output._replace(loss=output.loss + math.inf)
+
+
+@learners
+def test_a_skipped_step_leaves_a_learner_as_it_was(name, corpus):
+    learner = build_learner(name)
+    batch, before = one_batch(corpus, learner), copy.deepcopy(learner.state_dict())
+    for phase in learner.phases:
+        optimiser = adamw(learner, phase, weight_decay=0.1, betas=(0.9, 0.95), layer_decay=1.0)
+        set_rate(optimiser, 0.1)
+        assert take_step(NotFinite(learner), learner, phase, optimiser, batch, 2, 1.0, "float32").flaw == "loss"
+        assert not optimiser.state
+    for key, tensor in learner.state_dict().items():
+        assert torch.equal(before[key], tensor), key
 
 
 @learners

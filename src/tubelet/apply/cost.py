@@ -220,7 +220,7 @@ class _Trial:
             started = time.perf_counter()
             for phase, optimiser in self.optimisers.items():
                 take_step(self.learner, self.learner, phase, optimiser, batch, 1, self.options["clip_norm"],
-                          self.options["precision"], self.clips.manifest)  # fmt: skip
+                          self.options["precision"])  # fmt: skip
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             took_s = time.perf_counter() - started

@@ -1,29 +1,36 @@
-"""One optimiser step of one phase: forward passes, gradients that add up, and nothing touched unless all is finite."""
+"""One optimiser step of one phase: forward passes, gradients that add up, and nothing changed unless all is finite."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tubelet import dist
-from tubelet.data.listing import Manifest
 from tubelet.learner import Learner
 from tubelet.train.parallel import Precision, autocast
-from tubelet.types import Batch, TubeletError
+from tubelet.types import Batch
 
 
 class Stepped(NamedTuple):
     """What one step of one phase gave; not a number where the learner had nothing to learn from."""
 
     loss: float
+    """The mean over all processes."""
     grad_norm: float
+    """Before it is clipped."""
     metrics: dict[str, float]
+    flaw: Literal["loss", "gradient"] | None = None
+    """What was not finite on at least one process: then nothing was changed on any. The same on all."""
+    own_loss: float = math.nan
+    """That of this process alone."""
 
 
 def take_step(
@@ -35,53 +42,108 @@ def take_step(
     pieces: int,
     clip_norm: float,
     precision: Precision,
-    manifest: Manifest,
+    measure: bool = False,
 ) -> Stepped:
-    """One optimiser step of one phase. Nothing is touched when the loss or the gradient is not finite."""
+    """One optimiser step of one phase, which all processes take, or none does.
+
+    Where the loss or the norm of the gradient is not finite on any process, none steps: weights and the state of the
+    optimiser are as they were, no gradient is left, and persistent buffers that the forward passes changed (the
+    statistics of a batch norm) are put back.
+
+    Args:
+        model: the learner, or what distributes it: DistributedDataParallel, or the learner itself once it is sharded.
+        pieces: forward passes that the batch is cut into.
+        clip_norm: largest norm of the gradient; 0 = no clipping.
+        measure: adds to the metrics ``update_ratio``, the norm of the change of this phase's weights over their norm.
+    """
     device = dist.device()
-    parameters = [p for _, p in learner.parameters_of(phase)]
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    before = _persistent_buffers(learner)
     total, numbers, learnt = torch.zeros((), device=device), {}, False
-    frozen = _freeze_others(learner, parameters)
-    for index, piece in enumerate(_split(data, pieces)):
-        synchronise = index == pieces - 1 or not isinstance(model, DistributedDataParallel)
-        with nullcontext() if synchronise else model.no_sync():  # type: ignore[union-attr]
-            with autocast(precision, device):
-                loss, metrics = model(piece, phase)
-            if loss is None:
-                continue
-            learnt = True
-            (loss / pieces).backward()
-        total += loss.detach() / pieces
-        for name, value in metrics.items():
-            numbers[name] = numbers.get(name, 0.0) + float(dist.mean(torch.as_tensor(value, device=device))) / pieces
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    with _alone(learner, parameters):
+        for index, piece in enumerate(_split(data, pieces)):
+            with _adding_up(model, last=index == pieces - 1):
+                with autocast(precision, device):
+                    loss, metrics = model(piece, phase)
+                if loss is None:
+                    continue
+                learnt = True
+                (loss / pieces).backward()
+            total += loss.detach() / pieces
+            for name, value in metrics.items():
+                shared = dist.mean(torch.as_tensor(value, device=device))
+                numbers[name] = numbers.get(name, 0.0) + float(shared) / pieces
     if not dist.any_process(learnt):
         return Stepped(math.nan, math.nan, numbers)
-    norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf, foreach=True)
-    value = float(dist.mean(total))
-    if dist.any_process(not math.isfinite(value) or not math.isfinite(float(norm))):
-        optimiser.zero_grad(set_to_none=True)
-        videos = ", ".join(str(manifest[row].path) for row in data["id"].tolist()[:8])
-        raise TubeletError(
-            f"the {'gradient' if math.isfinite(value) else 'loss'} is not finite (loss {value:g}); stopped before "
-            f"the weights were touched, the last checkpoint is good. Videos of this batch (the first 8): {videos}. "
-            "Try a lower train.lr, train.clip_norm 1.0 or train.precision float32"
-        )
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return Stepped(value, float(norm), numbers)
+    norm = _norm(p.grad for p in parameters if p.grad is not None)
+    value, length = float(dist.mean(total)), float(norm)
+    flaw: Literal["loss", "gradient"] | None = None
+    if dist.any_process(not (math.isfinite(value) and math.isfinite(length))):
+        flaw = "gradient" if math.isfinite(value) else "loss"
+        _put_back(learner, before)
+    else:
+        if clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm, foreach=True)
+        old = [p.detach().clone() for p in parameters] if measure else []
+        optimiser.step()
+        if measure:
+            numbers["update_ratio"] = _change(old, parameters)
+    learner.zero_grad(set_to_none=True)
+    return Stepped(value, length, numbers, flaw, float(total))
 
 
-def _freeze_others(learner: Learner, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Freezes what another phase trains, so that no gradient of this one reaches it; returns what was frozen."""
-    if len(learner.phases) == 1:
-        return []
+@contextmanager
+def _alone(learner: Learner, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Freezes what another phase trains, so that no gradient of this one reaches it."""
     own = {id(p) for p in parameters}
     others = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]
+    if len(learner.phases) == 1:
+        others = []
     for parameter in others:
         parameter.requires_grad_(False)
-    return others
+    yield
+    for parameter in others:
+        parameter.requires_grad_(True)
+
+
+@contextmanager
+def _adding_up(model: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients of several forward passes add up within a process; the processes share them at the last."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        with model.no_sync():
+            yield
+        return
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    yield
+
+
+def _persistent_buffers(learner: Learner) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name -> the buffer and a copy of what is in it."""
+    kept = learner.state_dict().keys()
+    return {name: (buffer, buffer.clone()) for name, buffer in learner.named_buffers() if name in kept}
+
+
+@torch.no_grad()
+def _put_back(learner: Learner, buffers: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Also where a learner has put another tensor in a buffer's place."""
+    for name, (buffer, copy) in buffers.items():
+        owner, _, own_name = name.rpartition(".")
+        setattr(learner.get_submodule(owner), own_name, buffer.copy_(copy))
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of them all together; of sharded ones, over all shards."""
+    norm = nn.utils.get_total_norm(list(tensors), foreach=True)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@torch.no_grad()
+def _change(old: list[Tensor], parameters: list[nn.Parameter]) -> float:
+    """||new - old|| / ||old||."""
+    size = float(_norm(old))
+    change = float(_norm(parameter.sub_(new) for parameter, new in zip(old, parameters, strict=True)))
+    return change / size if size else math.inf
 
 
 def _split(data: Batch, pieces: int) -> Iterator[Batch]:
