@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import pytest
-from lives import Run, finish, live, losses
+
+from lives import Run, ask_to_stop, live, losses
 
 OPTIONS = {"batch": 12, "length": "15 steps", "lr": 0.01, "log_steps": 1, "save": "every 4 steps"}
 STOPS = (5, 10, None)
@@ -18,7 +19,7 @@ def goes_on(run: Run, lives: list[Life]) -> list[dict]:
     """What all processes of each life were given at each step, joined in the order of their ranks."""
     given: list[dict] = []
     for (world, parallel), stop in zip(lives, STOPS, strict=True):
-        life = run._replace(options={**run.options, "parallel": parallel}, stops_after=stop)
+        life = run._replace(options={**run.options, "parallel": parallel}, befalls={stop: ask_to_stop})
         ends = live(life, world)
         assert all(end.exit_code == 0 for end in ends), [end.error or end.output for end in ends]
         assert all(end.value[1] == (stop is None) for end in ends)
