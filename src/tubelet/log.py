@@ -88,8 +88,11 @@ class Metrics:
         self.waiting = [line for line in self.waiting if json.loads(line)["step"] <= step]
         lines = [line for line in read_metrics(self.path) if line["step"] <= step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        temporary.replace(self.path)
+        try:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            temporary.replace(self.path)
+        except OSError as error:
+            warn(f"{self.path} cannot be written ({error.strerror}): it keeps lines of steps after {step}")
 
     def _flush(self) -> None:
         """Writes the lines that wait, all or none."""

@@ -12,11 +12,12 @@ import torch
 
 from moving import CLIP
 from saved import newest, tensors
-from tubelet import checkpoint
+from tubelet import checkpoint, draws
 from tubelet.backbones.vit import VisionTransformer
 from tubelet.data import read
 from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
+from tubelet.data.loader import Loader
 from tubelet.learner import Learner
 from tubelet.log import read_metrics
 from tubelet.methods.videomae import VideoMAE
@@ -121,37 +122,98 @@ def test_a_finished_run_is_left_as_it_is(corpus, tmp_path):
 
 
 class Poisoned(VideoMAE):
-    """Gives a loss that is not a number at its eighth step, or a gradient that is not one."""
+    """Gives a loss that is not a number, or a gradient that is not one, on the data of certain steps."""
 
-    seen = 0
+    steps: tuple[int, ...] = ()
     where = "loss"
 
+    def poison(self, clips: Clips) -> None:
+        order = Loader(clips, OPTIONS["batch"])
+        self.places = {draws.key(clips.seed, *order.slots(step)[0][:2], 0): step for step in range(60)}
+        self.seen: list[int] = []
+
     def forward(self, batch, phase):
-        self.seen += 1
         loss = super().forward(batch, phase).loss
         assert loss is not None
-        if self.seen == 8:
+        self.seen.append(self.places[int(batch["key"][0])])
+        if self.seen[-1] in self.steps:
             loss = loss * math.nan if self.where == "loss" else loss + (self.mask_token - self.mask_token).sqrt().sum()
         return Output(loss)
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_not_finite_stops_before_the_weights_are_touched(corpus, tmp_path, where):
+def poisoned(clips: Clips, *steps: int, where: str = "loss") -> Poisoned:
     learner = make_learner(Poisoned)
-    learner.where = where
-    before = {}
+    assert isinstance(learner, Poisoned)
+    learner.steps, learner.where = steps, where
+    learner.poison(clips)
+    return learner
 
-    def remember(backbone, step):
-        before.update({name: tensor.clone() for name, tensor in learner.state_dict().items()})
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(corpus, tmp_path, where):
+    """Fails when the optimiser steps all the same: then no weight is finite after step 7."""
+    learner = poisoned(clips := make_clips(corpus), 7, where=where)
+    weights = {}
+
+    def remember(judged, step):
+        weights[step] = {name: tensor.clone() for name, tensor in judged.state_dict().items()}
         return {}
 
-    with pytest.raises(TubeletError, match=rf"{where} is not finite.*Videos of this batch: .*not_finite"):
-        fit(
-            learner, make_clips(corpus), tmp_path, **OPTIONS | {"save": "every 3 steps"},
-            judges={"remember": ("every 1 steps", remember)},
-        )  # fmt: skip
-    assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
-    assert newest(tmp_path).facts["step"] == 7  # written before the judgement at step 7
+    judges = {"remember": ("every 1 steps", remember)}
+    fitted = fit(learner, clips, tmp_path, **OPTIONS | {"log_steps": 1}, judges=judges)
+    assert fitted.steps == 12 and learner.seen == list(range(12))
+    assert all(torch.equal(weights[7][name], weights[8][name]) for name in weights[7])
+    assert not all(torch.equal(weights[8][name], weights[9][name]) for name in weights[8])
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "lr" in line]
+    assert [line["skipped"] for line in lines] == [0] * 7 + [1] * 5
+    assert lines[7]["loss"] is None
+    (listed,) = map(json.loads, (tmp_path / "not_finite.jsonl").read_text().splitlines())
+    assert listed["flaw"] == where and len(listed["processes"][0]["paths"]) == 4
+
+
+def test_several_in_a_row_go_back_to_a_checkpoint_and_pass_over_the_data(corpus, tmp_path, capsys):
+    """Fails without the roll-back (the run just skips), and when the same data comes again (then it gives up)."""
+    learner = poisoned(clips := make_clips(corpus), 5, 6, 7)
+    fitted = fit(learner, clips, tmp_path, **OPTIONS | {"save": "every 2 steps", "log_steps": 1})
+    assert fitted.steps == 12
+    # The checkpoint of step 6 has one of the bad steps in it and the weights of step 5: the one before it is taken.
+    assert learner.seen == [0, 1, 2, 3, 4, 5, 6, 7, *range(8, 16)]
+    assert "went back to the checkpoint of step 4" in capsys.readouterr().err
+    facts = newest(tmp_path).facts
+    assert (facts["passed_over"], facts["skipped"], facts["in_a_row"]) == (4, 3, 0)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 13))
+
+
+def test_going_back_goes_on_after_a_stop_as_if_nothing_had_been(corpus, tmp_path):
+    """Fails when steps in a row, or what is passed over, are forgotten by a checkpoint."""
+    options = OPTIONS | {"save": "every 2 steps", "log_steps": 1}
+    whole = poisoned(clips := make_clips(corpus), 5, 6, 7)
+    fit(whole, clips, tmp_path / "whole", **options)
+    for stop in (6, 9):
+        stopped = poisoned(clips, 5, 6, 7)
+        stopped.before_step = lambda now, stop=stop: os.kill(os.getpid(), signal.SIGINT) if now.step == stop else None
+        out = tmp_path / str(stop)
+        with pytest.raises(Interrupted):
+            fit(stopped, clips, out, **options)
+        fit(poisoned(clips, 5, 6, 7), clips, out, **options)
+        one, two = tensors(tmp_path / "whole"), tensors(out)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert losses(tmp_path / "whole") == losses(out)
+
+
+def test_where_going_back_does_not_help_the_run_ends_and_nothing_is_deleted(corpus, tmp_path):
+    """Fails when a run goes back for ever, or throws its checkpoints away on the way."""
+    learner = poisoned(clips := make_clips(corpus), *range(5, 60))
+    with pytest.raises(TubeletError, match=r"step after step, and there is no checkpoint .*not_finite\.jsonl"):
+        fit(learner, clips, tmp_path, **OPTIONS | {"save": "every 4 steps", "keep": 2})
+    saved = sorted(str(place.relative_to(tmp_path)) for place in tmp_path.rglob("step-*"))
+    assert saved == ["checkpoints/aside/step-000000004"]
+    assert all(tensor.isfinite().all() for tensor in learner.state_dict().values())
+
+
+def test_what_is_not_finite_before_the_first_checkpoint_ends_the_run(corpus, tmp_path):
+    with pytest.raises(TubeletError, match="there is no checkpoint to go back to"):
+        fit(poisoned(clips := make_clips(corpus), *range(60)), clips, tmp_path, **OPTIONS)
 
 
 def test_judging_does_not_change_the_run(corpus, tmp_path):

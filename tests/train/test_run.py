@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tubelet import recipe
 from tubelet.checkpoint import load_backbone
@@ -42,7 +43,43 @@ def test_a_start_that_failed_gives_way_to_the_corrected_one(corpus, tmp_path):
 def test_what_was_left_by_a_kill_while_claiming_does_not_matter(corpus, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / ".recipe.yaml.1.tmp").write_text("half a rec")
+    (tmp_path / "r" / ".learner.safetensors.12.tmp").write_bytes(b"half of the weights")
+    (tmp_path / "r" / ".lock").write_text("")
     assert run.train(load(corpus), tmp_path / "r").steps == 4
+    assert not list((tmp_path / "r").glob(".*.tmp"))
+
+
+def test_what_is_not_a_run_is_left_alone(corpus, tmp_path):
+    (tmp_path / ".photo.1.tmp").write_text("half")
+    (tmp_path / "photo").write_text("mine")
+    with pytest.raises(TubeletError, match="holds something that is not a run"):
+        run.train(load(corpus), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {".photo.1.tmp", "photo", ".lock"}
+
+
+@pytest.mark.parametrize("section", ["data", "backbone", "learner", "train"])
+def test_a_run_of_before_an_option_came_goes_on(corpus, tmp_path, section):
+    """Fails where an option that recipe.yaml lacks counts as none instead of as the default of the code."""
+    out, made = tmp_path / "r", load(corpus)
+    run.train(made, out)
+    written = yaml.safe_load((out / "recipe.yaml").read_text())
+    defaults = run._defaults(section, getattr(made, section))
+    came_later = [name for name, value in defaults.items() if written[section][name] == value]
+    assert len(came_later) > 3 and any(written[section][name] for name in came_later)
+    written[section] = {name: value for name, value in written[section].items() if name not in came_later}
+    (out / "recipe.yaml").write_text(yaml.safe_dump(written))
+    assert run.train(made, out).steps == 4
+    assert yaml.safe_load((out / "recipe.yaml").read_text()) == yaml.safe_load(made.to_yaml())
+
+
+def test_another_value_than_the_default_of_a_later_option_is_another_run(corpus, tmp_path):
+    out = tmp_path / "r"
+    run.train(load(corpus), out)
+    written = yaml.safe_load((out / "recipe.yaml").read_text())
+    del written["data"]["flip"]
+    (out / "recipe.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(TubeletError, match=r"data\.flip is True there and False here"):
+        run.train(load(corpus, "--data.flip", "false"), out)
 
 
 def test_the_number_of_workers_may_change_between_starts(corpus, tmp_path):

@@ -77,6 +77,16 @@ class _Read(NamedTuple):
 _Done = tuple[_Task, _Read | Failure]
 
 
+class Reading(NamedTuple):
+    """A file that is being read."""
+
+    path: str
+    seconds: float
+    """For how long."""
+    pid: int
+    """Of the process that reads it."""
+
+
 class Loader:
     """Batches of clips, endlessly for training (`batches`) or every row once (`once`).
 
@@ -129,6 +139,16 @@ class Loader:
         """Seconds spent waiting for clips that were not ready when they were asked for."""
         self.unreadable_rows: dict[int, Failure] = {}
         """Likewise by row of the manifest: of several spans of one file some may be readable."""
+        self._readers: Workers[_Task, _Read | Failure] | None = None
+
+    def under_way(self) -> list[Reading]:
+        """The files that are being read, longest first; to be asked from any thread."""
+        busy = self._readers.under_way() if self._readers else []
+        found = [
+            Reading(str(self.clips.manifest[task.row].path), seconds, pid)
+            for task, seconds, pid in busy if task.refused is None
+        ]  # fmt: skip
+        return sorted(found, key=lambda reading: -reading.seconds)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -180,8 +200,8 @@ class Loader:
             for number, slots in enumerate(groups)
             for index, slot in enumerate(slots)
         )
-        read = Workers[_Task, _Read | Failure](partial(_fill, self.clips, rings), self.workers, self.limit_s)
-        results = read.map(tasks, ahead=groups_ahead * most, again=self._again)
+        self._readers = Workers(partial(_fill, self.clips, rings), self.workers, self.limit_s)
+        results = self._readers.map(tasks, ahead=groups_ahead * most, again=self._again)
         try:
             while group := self._wait_for(results):
                 yield self._batch(group, rings, device)

@@ -58,6 +58,15 @@ class Failure(NamedTuple):
     reason: str
 
 
+class UnderWay(NamedTuple):
+    """What a process is doing."""
+
+    task: Any
+    seconds: float
+    """Since it was handed out, or since the answer before it came."""
+    pid: int
+
+
 class Workers(Generic[Task, Result]):
     """Maps a function over tasks in other processes, in order, each within a time limit.
 
@@ -78,6 +87,16 @@ class Workers(Generic[Task, Result]):
         self.count = count if hasattr(os, "fork") else 0
         self.limit_s = limit_s
         self.processes: list[_Process] = []
+        self._here: tuple[Task, float] | None = None
+        """What this process is doing itself, and since when."""
+
+    def under_way(self) -> list[UnderWay]:
+        """What each process is doing, as far as this one knows; to be asked from any thread."""
+        now, here = time.monotonic(), self._here
+        busy = [UnderWay(here[0], now - here[1], os.getpid())] if here else []
+        for process in tuple(self.processes):
+            busy += [UnderWay(job.task, now - process.since, process.pid) for job in tuple(process.jobs)[:1]]
+        return busy
 
     def map(
         self,
@@ -98,9 +117,9 @@ class Workers(Generic[Task, Result]):
         """
         if self.count == 0:
             for task in tasks:
-                result: Result | Failure = self.function(task)
+                result = self._do(task)
                 while again is not None and (other := again(task, result)) is not None:
-                    task, result = other, self.function(other)
+                    task, result = other, self._do(other)
                 yield task, result
             return
         if self.processes:
@@ -112,6 +131,14 @@ class Workers(Generic[Task, Result]):
             for process in self.processes:
                 process.end()
             self.processes = []
+
+    def _do(self, task: Task) -> Result | Failure:
+        """A task in this process."""
+        self._here = task, time.monotonic()
+        try:
+            return self.function(task)
+        finally:
+            self._here = None
 
     def _in_order(
         self, tasks: Iterator[Task], ahead: int, again: Callable[[Task, Result | Failure], Task | None] | None
@@ -223,19 +250,21 @@ class _Process:
         self.process.start()
         tasks.close()
         answers.close()  # so that the end of the process is the end of this pipe
-        self.parent = os.getpid()
+        self.parent, self.pid = os.getpid(), self.process.pid or 0
         self.jobs: deque[_Job] = deque()
         self.bytes: deque[int] = deque()
         self.queued_bytes = 0
         self.spent_s = 0.0
         """How long the first of its jobs was waited for."""
+        self.since = time.monotonic()
+        """When the first of its jobs became the first."""
         self.died = self.overdue = False
         _ALIVE.add(self)
 
     def give(self, job: _Job) -> None:
         message = pickle.dumps(job.task)
         if not self.jobs:
-            self.spent_s = 0.0
+            self.spent_s, self.since = 0.0, time.monotonic()
         self.jobs.append(job)
         self.bytes.append(len(message))
         self.queued_bytes += len(message)
@@ -253,7 +282,7 @@ class _Process:
                     raise RuntimeError(f"in a worker process:\n{error}")
                 results.append((self.jobs.popleft(), result))
                 self.queued_bytes -= self.bytes.popleft()
-                self.spent_s = 0.0
+                self.spent_s, self.since = 0.0, time.monotonic()
         except (EOFError, OSError):
             self.died = True
         return not self.died

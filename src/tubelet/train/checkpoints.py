@@ -108,8 +108,9 @@ class Checkpoints:
             shutil.rmtree(place)
         fresh.rename(place)
         _flush_folder(self.folder)
-        for old in self._places()[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+        if not facts.get("in_a_row"):  # or those from before the steps that failed could be gone when they are wanted
+            for old in self._places()[self.keep :]:
+                shutil.rmtree(old, ignore_errors=True)
         return Checkpoint(place, facts)
 
     def newest(self) -> Checkpoint | None:

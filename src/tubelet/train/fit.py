@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,12 +23,15 @@ from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.guard import Guard
+from tubelet.train.health import VIDEOS, Health
 from tubelet.train.optim import adamw, set_rate
 from tubelet.train.parallel import Precision, distribute, shared_cores, whole
 from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
 from tubelet.train.step import take_step
 from tubelet.train.stop import Abandoned, Interrupted, Preempted, Stop, stop_signals
+from tubelet.train.verdict import verdict
+from tubelet.train.watchdog import Watchdog
 from tubelet.types import Batch, TubeletError
 
 Judge = Callable[[Learner, int], dict[str, float]]
@@ -64,6 +69,9 @@ def fit(
     save: str = "every 5 % or 30 minutes",
     keep: int = 2,
     grace_s: float = 25.0,
+    stall_s: float = 600.0,
+    patience: int = 3,
+    health: str | None = "auto",
     parallel: Literal["replicated", "sharded"] = "replicated",
     log_steps: int = 20,
     seed: int = 0,
@@ -94,6 +102,10 @@ def fit(
         save: when to write a checkpoint; while it is written, training goes on.
         keep: how many checkpoints stay, besides the best weights.
         grace_s: seconds from SIGTERM or SIGUSR1 in which the step must end and be saved; torchrun kills after 30.
+        stall_s: seconds without a finished step after which each process says what it waits for.
+        patience: steps in a row whose loss or gradient is not finite: each is skipped, so many go back to a checkpoint.
+        health: when to look whether the run is healthy, such as "every 5 %"; "auto" is that, in runs without labels
+            that are long enough for it to cost next to nothing.
         parallel: what each of several processes has: all weights, or a part of them ("sharded", FSDP2), for networks
             that do not fit one GPU.
         log_steps: steps between two lines of metrics.jsonl.
@@ -112,7 +124,7 @@ def fit(
     _refuse_nonsense(
         more={
             "batch": batch, "micro_batch": micro_batch, "lr": lr, "log_steps": log_steps, "layer_decay": layer_decay,
-            "limit_s": limit_s, "keep": keep, "grace_s": grace_s,
+            "limit_s": limit_s, "keep": keep, "grace_s": grace_s, "stall_s": stall_s, "patience": patience,
         },
         not_less={
             "weight_decay": weight_decay, "clip_norm": clip_norm, "min_lr": min_lr, "max_unreadable": max_unreadable,
@@ -131,7 +143,11 @@ def fit(
         raise TubeletError(f"train.length {length!r} is no step at all")
     warm = schedule.steps(warmup, loader.steps_per_epoch, total)
     rates = size.rate(lr), size.rate(min_lr)
-    plan = _Plan(total, loader.steps_per_epoch, warm, *rates, size.passes, clip_norm, precision)
+    plan = _Plan(
+        total, loader.steps_per_epoch, warm, *rates, batch, size.passes, clip_norm, precision, log_steps,
+        max_unreadable, *schedule.by_clock(save), best,
+    )  # fmt: skip
+    plan.due(plan.save, 0)  # what cannot be read is said now
     if not quiet:
         say(size.describe(lr))
     replica = copy.deepcopy(learner) if parallel == "sharded" and dist.is_main() and dist.world_size() > 1 else None
@@ -147,53 +163,29 @@ def fit(
         reached(run.step, run.seconds, run.loss)
     if dist.world_size() > 1 and run.step == 0:  # or all processes would drop the same paths
         torch.manual_seed(draws.key(seed, "process", dist.rank()))
-    metrics = Metrics(out, after=run.step) if dist.is_main() else None
-    save, save_s = schedule.by_clock(save)
-    saved = time.monotonic()
-
     with (
         run.saver,
         stop_signals(grace_s, lambda: f"what came after step {run.saver.written}") as stop,
         shared_cores(workers),
+        Watchdog(stall_s, out, loader.under_way) as watchdog,
         Progress(total, run.step, batch, quiet or not dist.is_main()) as bar,
     ):
-        for name in _missed(run, plan, judges):
-            _judge(run, replica, name, judges[name][1], metrics, best, stop)
-        batches = loader.batches(run.position, dist.device()) if run.step < total else iter(())
+        metrics = Metrics(out, after=run.step) if dist.is_main() else None
+        guard = Guard(out, clips.manifest, patience)
+        looking = _when_to_look(health, plan, learner)
+        health_of = Health(clips, seed, precision=precision, workers=workers, limit_s=limit_s) if looking else None
+        training = _Training(
+            plan, run, model, replica, loader, guard, judges, reached, metrics, stop, watchdog, looking, health_of
+        )
+        training.begin()
         from_here = Stretch(run, loader)
-        stretch = Stretch(run, loader, run.stretch)
-        guard = Guard(out, clips.manifest, patience=1)
         while run.step < total:
-            rate = _step(run, plan, model, loader, batches, stretch, guard)
+            training.step()
             bar.show(run.step, run.loss, loader.waited_s)
-            if run.step % log_steps == 0 or run.step % plan.epoch == 0 or run.step == total:
-                _report_unreadable(loader, run, max_unreadable)
-            if run.step % log_steps == 0 or run.step == total:
-                if metrics:
-                    epoch = run.step / plan.epoch
-                    found = {"epoch": epoch, "lr": rate, "unreadable": len(run.unreadable_rows)}
-                    metrics.write(run.step, **found, **stretch.summary(run, loader, batch))
-                stretch = Stretch(run, loader)
-            stopping, late = dist.any_of(stop.asked, time.monotonic() - saved > save_s)
-            due = [name for name, (when, _) in judges.items() if plan.due(when, run.step)]
-            if stopping or late or due or plan.due(save, run.step):
-                run.stretch = stretch.values
-                run.save()  # before it is judged, which can take long
-                saved = time.monotonic()
-                if reached:
-                    reached(run.step, run.seconds, run.loss)
-            for name in due:
-                _judge(run, replica, name, judges[name][1], metrics, best, stop)
-            stopping, preempted = dist.any_of(stop.asked, stop.preempted) if due or stopping else (False, False)
-            if stopping and run.step < total:
-                run.close()
-                stop.saved()
-                raise (Preempted if preempted else Interrupted)(
-                    f"stopped at step {run.step} of {total} and saved in {out}: the same command goes on from there"
-                )
-    run.close()
-    if metrics:
-        metrics.close()
+            training.after_step()
+        run.close()
+        if metrics:
+            metrics.close()
     if not quiet and run.step > from_here.first_step:
         say(advice(from_here.waiting(run, loader), workers, cores()))
     return Fitted(run.step, run.step * batch, run.seconds, run.loss)
@@ -207,44 +199,200 @@ class _Plan(NamedTuple):
     warmup: int
     peak: float
     low: float
+    batch: int
     passes: int
     clip_norm: float
     precision: Precision
+    log_steps: int
+    max_unreadable: float
+    save: str
+    save_s: float
+    best: str | None
 
     def due(self, when: str, step: int) -> bool:
         return schedule.due(when, step, self.epoch, self.total)
 
+    def rate(self, step: int) -> float:
+        return schedule.warmup_cosine(step, self.total, self.warmup, self.peak, self.low)
 
-def _step(
-    run: RunState,
-    plan: _Plan,
-    model: nn.Module,
-    loader: Loader,
-    batches: Iterator[Batch],
-    stretch: Stretch,
-    guard: Guard,
-) -> float:
-    """One step of every phase, with the learner's hooks around it; returns the learning rate."""
-    started = time.perf_counter()
-    learner, batch = run.learner, next(batches)
-    epoch, within = divmod(run.step, plan.epoch)
-    rate = schedule.warmup_cosine(run.step, plan.total, plan.warmup, plan.peak, plan.low)
-    learner.before_step(Now(run.step, epoch, within == 0, run.step / plan.total, loader.once))
-    for phase, optimiser in run.optimisers.items():
-        set_rate(optimiser, rate)
-        stepped = take_step(model, learner, phase, optimiser, batch, plan.passes, plan.clip_norm, plan.precision)
-        if stepped.flaw:
-            guard.note(run.step, phase, stepped, batch)
-            raise TubeletError(
-                f"the {stepped.flaw} is not finite at step {run.step}; stopped before the weights were touched, the "
-                f"last checkpoint is good. Videos of this batch: {guard.file}"
+
+@dataclass
+class _Training:
+    """A run while it trains: what is done at each step, and what now and then."""
+
+    plan: _Plan
+    run: RunState
+    model: nn.Module
+    """The learner as it is called for training: by itself, replicated or sharded."""
+    replica: Learner | None
+    """On the first process of a sharded run: what it is judged by."""
+    loader: Loader
+    guard: Guard
+    judges: dict[str, tuple[str, Judge]]
+    reached: Callable[[int, float, float], None] | None
+    metrics: Metrics | None
+    """On the first process."""
+    stop: Stop
+    watchdog: Watchdog
+    looking: str | None
+    """When to look at its health."""
+    health: Health | None
+
+    def __post_init__(self) -> None:
+        self.stretch = Stretch(self.run, self.loader, self.run.stretch)
+        self.batches = self._batches()
+        self.saved = time.monotonic()
+        self.guard.skipped, self.guard.in_a_row = self.run.skipped, self.run.in_a_row
+        self.said: set[str] = set()
+        """What is wrong with the run, as far as it was said."""
+
+    def begin(self) -> None:
+        """Looks at the untrained learner, or makes up for what a kill came before."""
+        logged = _logged(self.run)
+        step = self.run.step
+        if self.looking and "health" not in logged and (step == 0 or self.plan.due(self.looking, step)):
+            self._look()
+        if step:
+            due = [name for name, (when, _) in self.judges.items() if self.plan.due(when, step)]
+            self._judge([name for name in due if name not in logged])
+
+    def step(self) -> None:
+        """One step of every phase, with the learner's hooks around it; a flawed one changes nothing but counters."""
+        started = time.perf_counter()
+        run, plan, learner, batch = self.run, self.plan, self.run.learner, next(self.batches)
+        epoch, within = divmod(run.step, plan.epoch)
+        learner.before_step(Now(run.step, epoch, within == 0, run.step / plan.total, self.loader.once))
+        flawed = False
+        for phase, optimiser in run.optimisers.items():
+            set_rate(optimiser, plan.rate(run.step))
+            measure = (run.step + 1) % plan.log_steps == 0
+            stepped = take_step(
+                self.model, learner, phase, optimiser, batch, plan.passes, plan.clip_norm, plan.precision, measure
             )
-        stretch.add(stepped)
-    run.step += 1
-    learner.after_step(Now(run.step, epoch, within == 0, run.step / plan.total, loader.once))
-    run.seconds += time.perf_counter() - started
-    run.loss = stretch.loss
-    return rate
+            if stepped.flaw:
+                self.guard.note(run.step, phase, stepped, batch)
+                flawed = True
+                break
+            self.stretch.add(stepped)
+        run.step += 1
+        if not flawed:
+            self.guard.good()
+            learner.after_step(Now(run.step, epoch, within == 0, run.step / plan.total, self.loader.once))
+        run.skipped, run.in_a_row = self.guard.skipped, self.guard.in_a_row
+        run.seconds += time.perf_counter() - started
+        run.loss = self.stretch.loss
+        self.watchdog.beat()
+
+    def after_step(self) -> None:
+        """Goes back, logs, saves, judges or stops, where it is time to.
+
+        Raises:
+            Interrupted: asked to stop, and saved.
+            TubeletError: too many videos cannot be read, or going back does not help.
+        """
+        run, plan = self.run, self.plan
+        if self.guard.must_roll_back:
+            self._roll_back()
+            return
+        if run.step % plan.log_steps == 0 or run.step % plan.epoch == 0 or run.step == plan.total:
+            _report_unreadable(self.loader, run, plan.max_unreadable)
+        if run.step % plan.log_steps == 0 or run.step == plan.total:
+            self._log()
+        stopping, late = dist.any_of(self.stop.asked, time.monotonic() - self.saved > plan.save_s)
+        due = [name for name, (when, _) in self.judges.items() if plan.due(when, run.step)]
+        if stopping or late or due or plan.due(plan.save, run.step):
+            self._save()  # before it is judged, which can take long
+        if not stopping:
+            if self.looking and plan.due(self.looking, run.step):
+                self._look()
+            self._judge(due)
+        if stopping or due:
+            self._stop_if_asked()
+
+    def _batches(self) -> Iterator[Batch]:
+        return self.loader.batches(self.run.position, dist.device())
+
+    def _log(self) -> None:
+        run, plan = self.run, self.plan
+        if self.metrics:
+            found = {
+                "epoch": run.step / plan.epoch, "lr": plan.rate(run.step - 1), "unreadable": len(run.unreadable_rows),
+                "skipped": run.skipped,
+            }  # fmt: skip
+            self.metrics.write(run.step, **found, **self.stretch.summary(run, self.loader, plan.batch))
+        self.stretch = Stretch(run, self.loader)
+
+    def _look(self) -> None:
+        """Looks at the health of the run, and says what is wrong, once."""
+        assert self.health is not None
+        with self.watchdog.paused():
+            numbers = self.health.examine(self.run.learner)
+        if self.metrics:
+            self.metrics.write(self.run.step, **{f"health/{name}": value for name, value in numbers.items()})
+            found = verdict(read_metrics(self.metrics.path), self.run.learner.needs_labels)
+            for name in found.keys() - self.said:
+                warn(f"step {self.run.step}: {found[name]}")
+            self.said = set(found)
+
+    def _save(self) -> None:
+        run = self.run
+        run.stretch = self.stretch.values
+        run.save()
+        self.saved = time.monotonic()
+        if self.reached:
+            self.reached(run.step, run.seconds, run.loss)
+
+    def _roll_back(self) -> None:
+        """Back to the last checkpoint, and on with other data."""
+        self.run.roll_back()
+        self.guard.good()
+        self.run.in_a_row = 0
+        if self.metrics:
+            self.metrics.keep_until(self.run.step)
+        self.stretch = Stretch(self.run, self.loader, self.run.stretch)
+        self.batches.close()  # type: ignore[attr-defined]
+        self.batches = self._batches()
+
+    def _stop_if_asked(self) -> None:
+        stopping, preempted = dist.any_of(self.stop.asked, self.stop.preempted)
+        run, plan = self.run, self.plan
+        if not stopping or run.step == plan.total:
+            return
+        run.close()
+        self.stop.saved()
+        raise (Preempted if preempted else Interrupted)(
+            f"stopped at step {run.step} of {plan.total} and saved in {run.out}: the same command goes on from there"
+        )
+
+    def _judge(self, names: list[str]) -> None:
+        """Judges on the first process, and leaves the run as it was: its mode and random state included."""
+        for name in names:
+            learner = whole(self.run.learner, self.replica)
+            with self.watchdog.paused():
+                dist.from_first(partial(self._judge_here, name, learner))
+            self.run.learner.train()
+
+    def _judge_here(self, name: str, learner: Learner | None) -> None:
+        """Judges, keeps the best and logs. A wish to stop ends a judgement at once: the next start judges again."""
+        assert learner is not None
+        device, best, (_, judge) = dist.device(), self.plan.best, self.judges[name]
+        learner.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            try:
+                with self.stop.abandoning():
+                    numbers = judge(learner, self.run.step)
+            except Abandoned:
+                return
+            except (TubeletError, OSError) as error:  # no judgement is worth a run
+                warn(f"{name} left out at step {self.run.step}: {error}")
+                numbers = {}
+        named = {f"{name}/{key}": value for key, value in numbers.items()}
+        if best in named:
+            self.run.keep_best(best, named[best])  # before it is logged: what is in the log is not judged again
+        elif best is not None and best.startswith(f"{name}/") and named:
+            raise TubeletError(f"train.best {best} is not known: {name} gives {', '.join(named)}")
+        if self.metrics:
+            self.metrics.write(self.run.step, **named)
 
 
 def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) -> None:
@@ -257,49 +405,20 @@ def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) 
             raise TubeletError(f"train.{name} must be 0 or more, not {value:g}")
 
 
-def _missed(run: RunState, plan: _Plan, judges: dict[str, tuple[str, Judge]]) -> list[str]:
-    """The judgements that a kill came before: due at the step of the checkpoint, and in no line of the log."""
-    if run.step == 0:
-        return []
+def _when_to_look(health: str | None, plan: _Plan, learner: Learner) -> str | None:
+    """When to look at the health of a run: with "auto", never where looking is more than a 20th of the work."""
+    if health != "auto":
+        if health is not None:
+            plan.due(health, 0)  # what cannot be read is said now
+        return health
+    clips = plan.total // 20 * plan.batch
+    return None if learner.needs_labels or clips < 20 * VIDEOS else "every 5 %"
+
+
+def _logged(run: RunState) -> set[str]:
+    """What the log has of judgements and the like at the step of the checkpoint, as the first process sees it."""
     lines = [line for line in read_metrics(run.out / "metrics.jsonl") if line["step"] == run.step]
-    done = {key.partition("/")[0] for line in lines for key in line}
-    missed = [name for name, (when, _) in judges.items() if name not in done and plan.due(when, run.step)]
-    return dist.from_first(lambda: missed)
-
-
-def _judge(
-    run: RunState, replica: Learner | None, name: str, judge: Judge, metrics: Metrics | None, best: str | None,
-    stop: Stop,
-) -> None:  # fmt: skip
-    """Judges on the first process, leaves the run as it was (mode and random state included), and keeps the best.
-
-    A wish to stop ends a judgement at once: the next start judges again.
-    """
-    learner = whole(run.learner, replica)
-
-    def on_the_first() -> None:
-        assert learner is not None
-        device = dist.device()
-        learner.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            try:
-                with stop.abandoning():
-                    numbers = judge(learner, run.step)
-            except Abandoned:
-                return
-            except (TubeletError, OSError) as error:  # no judgement is worth a run
-                warn(f"{name} left out at step {run.step}: {error}")
-                numbers = {}
-        named = {f"{name}/{key}": value for key, value in numbers.items()}
-        if best in named:
-            run.keep_best(best, named[best])  # before it is logged: what is in the log is not judged again
-        elif best is not None and best.startswith(f"{name}/") and named:
-            raise TubeletError(f"train.best {best} is not known: {name} gives {', '.join(named)}")
-        if metrics:
-            metrics.write(run.step, **named)
-
-    dist.from_first(on_the_first)
-    run.learner.train()
+    return dist.from_first(lambda: {key.partition("/")[0] for line in lines for key in line})
 
 
 def _report_unreadable(loader: Loader, run: RunState, limit: float) -> None:

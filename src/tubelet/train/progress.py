@@ -58,7 +58,7 @@ class Stretch:
 
     def __init__(self, clock: Clock, source: Source, values: dict[str, list[float]] | None = None) -> None:
         self.first_step, self.first_seconds, self.first_waited = clock.step, clock.seconds, source.waited_s
-        self.values = {"loss": [], "grad_norm": []} if values is None else values
+        self.values = {"loss": [], "grad_norm": []} | (values or {})
 
     def add(self, stepped: Stepped) -> None:
         for name, value in {"loss": stepped.loss, "grad_norm": stepped.grad_norm, **stepped.metrics}.items():

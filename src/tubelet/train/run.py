@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +18,27 @@ from tubelet.data.division import train_and_test, train_and_validation
 from tubelet.data.listing import Manifest, read_manifest
 from tubelet.learner import Backbone, Learner
 from tubelet.log import say, warn
+from tubelet.train import lock
 from tubelet.train.fit import Fitted, Judge, fit
 from tubelet.train.provenance import Provenance, describe_machine
 from tubelet.types import TubeletError
 
-FREE = {("train", name) for name in ("workers", "quiet", "log_steps", "save", "limit_s", "max_unreadable")}
+FREE = {("data", "root")} | {
+    ("train", name)
+    for name in (
+        "workers", "quiet", "log_steps", "limit_s", "max_unreadable", "parallel", "save", "keep",
+        "grace_s", "stall_s", "health",
+    )
+}  # fmt: skip
 """Settings that may change between two starts of one run: they do not change its result."""
+SCHEMAS = {
+    "data": registry.Place("tubelet.data.clips", "Clips"),
+    "train": registry.Place("tubelet.train.fit", "fit"),
+}
+FOLDERS = {"backbone": "backbones", "learner": "methods"}
+"""Whose arguments the options of a section are: always the same one's, or those of a registered class."""
+LEFT = re.compile(r"\..+\.\d+\.tmp")
+"""What a kill leaves of a file that was being written."""
 
 
 class Recipe(Protocol):
@@ -46,7 +63,8 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
     """Does what a recipe says, in the folder ``out``; when ``out`` holds a part of it, goes on from there.
 
     Raises:
-        TubeletError: ``out`` holds another recipe's run, or the parts of the recipe do not fit together.
+        TubeletError: ``out`` holds another recipe's run, or is being trained in, or the parts of the recipe do not
+            fit together.
     """
     dist.start()
     clips = make_clips(recipe)
@@ -54,8 +72,6 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
     learner = make_learner(recipe, clips.manifest)
     check(learner, clips)
     check_mixing(recipe)
-    settle_reader(recipe, clips, out)
-    claim(recipe, out)
     about: dict[str, Any] = {"learner": {key: value for key, value in recipe.learner.items() if key != "init"}}
     if learner.needs_labels:
         about["classes"] = clips.manifest.classes
@@ -63,20 +79,23 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
         "backbone": sum(p.numel() for p in learner.backbone.parameters()),
         "learner": sum(p.numel() for p in learner.parameters() if p.requires_grad),
     }
-    say(
-        f"{recipe.learner['name']} on {len(clips.manifest)} videos: {parameters['backbone'] / 1e6:.2f} M weights in "
-        f"the backbone, {parameters['learner'] / 1e6:.2f} M in all, on {describe_machine()} -> {out}"
-    )
-    facts = {
-        "seed": recipe.seed,
-        "manifest": str(recipe.data["manifest"]),
-        "fingerprint": clips.manifest.fingerprint,
-        "parameters": parameters,
-    }
-    with Provenance(out, recipe.to_yaml(), recipe.train["batch"], **facts) as told:
-        return fit(
-            learner, clips, out, **recipe.train, seed=recipe.seed, about=about, judges=judges, reached=told.reached
+    with lock.held(out):
+        settle_reader(recipe, clips, out)
+        claim(recipe, out)
+        say(
+            f"{recipe.learner['name']} on {len(clips.manifest)} videos: {parameters['backbone'] / 1e6:.2f} M weights "
+            f"in the backbone, {parameters['learner'] / 1e6:.2f} M in all, on {describe_machine()} -> {out}"
         )
+        facts = {
+            "seed": recipe.seed,
+            "manifest": str(recipe.data["manifest"]),
+            "fingerprint": clips.manifest.fingerprint,
+            "parameters": parameters,
+        }
+        with Provenance(out, recipe.to_yaml(), recipe.train["batch"], **facts) as told:
+            return fit(
+                learner, clips, out, **recipe.train, seed=recipe.seed, about=about, judges=judges, reached=told.reached
+            )
 
 
 def settle_reader(recipe: Recipe, clips: Clips, out: Path) -> None:
@@ -101,11 +120,17 @@ def settle_reader(recipe: Recipe, clips: Clips, out: Path) -> None:
 
 
 def claim(recipe: Recipe, out: Path) -> None:
-    """Writes the recipe into ``out``, or makes sure that it is the one that is there. The first process decides."""
+    """Writes the recipe into ``out``, or makes sure that it is the one that is there. The first process decides.
+
+    What killed starts left half written, which may be as large as the weights, is removed.
+    """
     complaint = _refusal(recipe, out) if dist.is_main() else None
     if dist.is_main() and complaint is None:
         text = recipe.to_yaml()
         write_atomically(out / "recipe.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        for file in out.iterdir():
+            if LEFT.fullmatch(file.name):
+                file.unlink(missing_ok=True)
     complaint = dist.gather(complaint)[0]
     if complaint is not None:
         raise TubeletError(f"{complaint}. Choose another folder with --out")
@@ -117,14 +142,35 @@ def _refusal(recipe: Recipe, out: Path) -> str | None:
     if path.exists() and (any(out.glob("*checkpoint.pt")) or any(out.glob("checkpoints/step-*"))):
         before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(recipe.to_yaml())
         for section in ("seed", "data", "backbone", "learner", "train"):
-            difference = _difference(before.get(section), now.get(section), section)
+            earlier = before.get(section)
+            if section in now and isinstance(earlier, dict):
+                earlier = _defaults(section, now[section]) | earlier
+            difference = _difference(earlier, now.get(section), section)
             if difference:
                 return f"{out} holds a run of another recipe: {difference}"
     elif path.exists() and (out / "backbone.json").exists():
         return f"{out} holds weights alone, without a checkpoint to go on from"
-    elif not path.exists() and out.exists() and any(not file.name.endswith(".tmp") for file in out.iterdir()):
+    elif not path.exists() and out.exists() and not all(_is_nothing(file) for file in out.iterdir()):
         return f"{out} holds something that is not a run"
     return None
+
+
+def _is_nothing(file: Path) -> bool:
+    """Whether a file says nothing of what its folder holds: it is there before a run is, or after half of one."""
+    return file.name == lock.NAME or file.name.endswith(".tmp")
+
+
+def _defaults(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe that was written before an option came means by leaving it out: the value that the code has for it.
+
+    A new option's default is therefore what was done before there was one.
+    """
+    place = SCHEMAS.get(section) or registry.place(FOLDERS[section], options["name"])
+    written = {}
+    for name, found in inspect.signature(registry.schema(*place)).parameters.items():
+        if name in options and found.default is not found.empty:
+            written[name] = list(found.default) if isinstance(found.default, tuple) else found.default
+    return written
 
 
 def _difference(before: Any, now: Any, name: str) -> str | None:
@@ -145,7 +191,7 @@ def make_clips(recipe: Recipe) -> Clips:
         TubeletError: the manifest has nothing to train on, or a split is asked for that `classify` may judge.
     """
     options = dict(recipe.data)
-    whole = read_manifest(options.pop("manifest"))
+    whole = read_manifest(options.pop("manifest"), root=options.pop("root", None))
     split = options.pop("split", None)
     manifest = whole if split is None else whole.where(split)
     if registry.find("methods", recipe.learner["name"]).needs_labels:

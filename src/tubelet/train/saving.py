@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from threading import Thread
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from tubelet import dist
@@ -59,6 +60,7 @@ class Saver:
         self.wait()
         started = time.perf_counter()
         copies: Any = self.stager.stage(tensors)
+        facts = copy.deepcopy(facts)  # training goes on counting in what it gave
         self.thread = Thread(target=self._write, args=(copies, facts), name="saving")
         self.thread.start()
         self.blocked_s += time.perf_counter() - started
@@ -77,7 +79,8 @@ class Saver:
         try:
             self._bring_to_disk(tensors, facts)
             self.failure, self.written = None, facts["step"]
-        except Exception as error:  # a full disk must not end a run; whoever waits is told
+        except (Exception, CheckpointException) as error:  # torch's is none of the former
+            # a full disk must not end a run; whoever waits is told
             self.failure = _in_words(error)
             say(
                 f"error: the checkpoint of step {facts['step']} could not be written: {self.failure}. Training goes "

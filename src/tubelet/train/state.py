@@ -50,7 +50,8 @@ class RunState:
         """Steps tried; those that were skipped count."""
         self.passed_over = 0
         """Steps of data that roll-backs have passed over: step s trains on the data of step s + passed_over."""
-        self.skipped = 0
+        self.skipped = self.in_a_row = 0
+        """Steps that were not taken since something was not finite: in all, and the last ones."""
         self.seconds = 0.0
         self.loss = math.nan
         self.stretch: dict[str, list[float]] = {}
@@ -73,7 +74,8 @@ class RunState:
     def save(self) -> None:
         """Begins to write a checkpoint to go on from, and then the weights to use. Every process must call it."""
         facts = {
-            "step": self.step, "passed_over": self.passed_over, "skipped": self.skipped, "seconds": self.seconds,
+            "step": self.step, "passed_over": self.passed_over, "skipped": self.skipped, "in_a_row": self.in_a_row,
+            "seconds": self.seconds,
             "loss": self.loss, "stretch": self.stretch, "identity": self.identity, "processes": dist.world_size(),
             "unreadable": self.unreadable, "unreadable_rows": sorted(self.unreadable_rows),
         }  # fmt: skip
@@ -162,7 +164,8 @@ class RunState:
         self.saver.written = facts["step"]
         self.step, self.seconds, self.loss = facts["step"], facts["seconds"], facts["loss"]
         # format 1 had none of these
-        self.passed_over, self.skipped = facts.get("passed_over", 0), facts.get("skipped", 0)
+        self.passed_over = facts.get("passed_over", 0)
+        self.skipped, self.in_a_row = facts.get("skipped", 0), facts.get("in_a_row", 0)
         self.stretch = facts.get("stretch", {})
         self.unreadable, self.unreadable_rows = dict(facts["unreadable"]), set(facts["unreadable_rows"])
         dist.from_first(lambda: self._settle_exports(found))
@@ -197,8 +200,10 @@ class RunState:
         )
 
     def _to_go_back_to(self, again: bool) -> Checkpoint | None:
+        """The newest checkpoint (`again`: but one) from before the steps that failed; later ones have its weights."""
         found = self.checkpoints.newest()
-        if found is not None and again:
+        while found is not None and (again or found.facts.get("in_a_row")):
+            again = again and found.facts.get("in_a_row", 0) > 0
             self.checkpoints.set_aside(found)
             found = self.checkpoints.newest()
         return found

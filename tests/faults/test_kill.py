@@ -1,0 +1,70 @@
+"""kill -9, at any moment: the run that goes on is the run that was never killed."""
+
+import random
+import signal
+
+import pytest
+
+from contracts.test_registered import LEARNER
+from lives import Run, assert_same, equal, finish, kill_at_random, live, saved
+from saved import newest
+from toys import TOYS
+from tubelet import registry
+
+learners = pytest.mark.parametrize("name", sorted({*registry.names("methods"), *LEARNER, *TOYS}))
+SLOW_DISK_S = 0.003
+"""A save takes as long as several steps, so that steps and kills fall into it."""
+
+
+def kill(run: Run, kills: int, world: int = 1) -> None:
+    """Kills a run so many times, each time at another moment, and compares its end with that of one left alone."""
+    chance = random.Random(run.learner)
+    whole = finish(run._replace(out=run.out / "whole"), world)
+    killed = run._replace(out=run.out / "killed", slow_disk_s=SLOW_DISK_S)
+    seconds = newest(whole.out).facts["seconds"]
+    assert all(kill_at_random(killed, world, 2 * seconds / (kills + 1), chance) for _ in range(kills))
+    assert_same(whole, finish(killed, world))
+
+
+@learners
+def test_a_run_killed_at_random_is_the_same(name, corpus, tmp_path):
+    kill(Run(name, corpus, tmp_path, data={"repeats": 2}), kills=3)
+
+
+def test_a_checkpoint_is_of_its_moment_however_long_it_is_written(corpus, tmp_path):
+    """Fails without the copies (of tensors, of facts) in `Saver.save`: later steps would be in what is written."""
+    options = {"length": "12 steps", "save": "every 4 steps", "keep": 3, "log_steps": 20}
+    whole = finish(Run("momentum contrast", corpus, tmp_path / "whole", options))
+    slow = finish(whole._replace(out=tmp_path / "slow", slow_disk_s=0.02))
+    for step in (4, 8, 12):
+        first, second = (saved(run, step) for run in (whole, slow))
+        assert first.facts | {"seconds": 0} == second.facts | {"seconds": 0}
+        tensors = second.read("")
+        assert all(equal(tensor, tensors[name]) for name, tensor in first.read("").items())
+        assert len(first.facts["stretch"]["loss"]) == step % 12
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_is_the_same(corpus, tmp_path):
+    kill(Run("momentum contrast", corpus, tmp_path, {"length": "80 steps"}, data={"repeats": 2}), kills=20)
+
+
+def test_two_processes_killed_at_random_are_the_same(corpus, tmp_path):
+    """As above, and without the barriers between the stages of a save: one process would be a checkpoint ahead."""
+    kill(Run("momentum contrast", corpus, tmp_path, data={"repeats": 2}), kills=2, world=2)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(80, marks=pytest.mark.slow)])
+def test_a_kill_between_two_operations_on_the_disk_loses_nothing(count, corpus, tmp_path):
+    """Each of about 80 moments of a run with three saves, of which one checkpoint is kept.
+
+    Fails where a checkpoint is written in its place (`Checkpoints.begin` without ".tmp"), or where older ones are
+    removed before the new one has its name.
+    """
+    options = {"length": "6 steps", "save": "every 2 steps", "keep": 1}
+    whole = finish(Run("momentum contrast", corpus, tmp_path / "whole", options))
+    for number in random.Random(0).sample(range(1, 81), count):
+        killed = whole._replace(out=tmp_path / str(number), dies_at=number)
+        (end,) = live(killed)
+        assert end.exit_code == -signal.SIGKILL, number
+        assert_same(whole, finish(killed._replace(dies_at=None)))
