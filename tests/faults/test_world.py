@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import pytest
+
 from lives import Run, ask_to_stop, live, losses
 
 OPTIONS = {"batch": 12, "length": "15 steps", "lr": 0.01, "log_steps": 1, "save": "every 4 steps"}
