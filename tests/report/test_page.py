@@ -8,6 +8,7 @@ import pytest
 from report.fake_run import EVIL, fill
 from tubelet.report import figures
 from tubelet.report.page import gather, summarise, write_report
+from tubelet.train.provenance import Provenance
 from tubelet.types import TubeletError
 
 
@@ -70,6 +71,29 @@ def test_numbers_are_there(run, number):
     assert "After 100 steps videomae gets 86.1 % of the test videos right (finetune), against 84.2 %" in text
     assert "better (intervals apart) in linear; not clearly different (seeds overlap) in finetune" in text
     assert f"class {number - 1} (10 of 10)" in text
+
+
+def test_the_page_names_weights_code_and_starts(run):
+    fill(run, ["a", "b"])
+    (run / "provenance.json").unlink()
+    with pytest.raises(KeyboardInterrupt), Provenance(run, "seed: 0", 4, seed=0) as start:
+        start.reached(0, 0.0, 1.0)
+        start.reached(12000, 7200.0, 0.5)
+        raise KeyboardInterrupt
+    with Provenance(run, "seed: 0", 4, seed=0) as start:
+        start.reached(12000, 7200.0, 0.5)
+        start.reached(13000, 8000.0, 0.5)
+    results = json.loads((run / "evaluation" / "results.json").read_text())
+    results["linear"]["videomae"] |= {"weights_hash": "c0ffee", "step": 13000}
+    (run / "evaluation" / "results.json").write_text(json.dumps(results))
+    text = text_of(write_report(run).read_text())
+    code = start.start["code"]
+    for words in (
+        "by hash: videomae of step 13,000 c0ffee (linear).", "2 starts of the training", "0 – 12,000", "interrupted",
+        "12,000 – 13,000", "finished", "2 h 13 min 20 s", "core-hours", "ffmpeg", f"Tubelet {code['version']}",
+        start.start["hosts"][0]["host"], code.get("commit", "")[:7], f"recipe {start.told['recipe']}",
+    ):  # fmt: skip
+        assert words in text, words
 
 
 def test_a_bare_folder_says_what_is_missing(tmp_path):

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,7 @@ def write_report(run: Path, data: ReportData | None = None) -> Path:
         "command_name": shlex.quote(str(run)),
         "summary": summarise(results, about, provenance, chance),
         "lines": table(results, learner),
+        "judged": judged(results),
         "chance": _percent(chance) if chance is not None else "",
         "bars": _figure(figures.bars, results, chance) if results else "",
         "curves": curves(metrics, chance),
@@ -71,6 +73,7 @@ def write_report(run: Path, data: ReportData | None = None) -> Path:
         "data": data,
         "recipe": _text(run / "recipe.yaml"),
         "cost": cost(provenance, metrics),
+        "starts": starts(provenance),
         "unreadable": unreadable(run / "unreadable.csv"),
         "command": _command(provenance.get("command")),
         "provenance": provenance,
@@ -210,22 +213,75 @@ def best_confusion(results: Results, about: dict[str, Any], learner: str) -> dic
             "width": 520 if len(classes) <= 12 else 760 if len(classes) <= 30 else 1040}  # fmt: skip
 
 
+def judged(results: Results) -> list[str]:
+    """Which weights the numbers are of, by their hash, and the tasks that judged them."""
+    tasks: dict[str, list[str]] = {}
+    for task, variants in results.items():
+        for variant, result in variants.items():
+            if "weights_hash" in result:
+                step = "" if variant in BASELINES or result.get("step") is None else f" of step {result['step']:,}"
+                tasks.setdefault(f"{variant}{step} {result['weights_hash']}", []).append(task)
+    return [f"{weights} ({', '.join(names)})" for weights, names in tasks.items()]
+
+
+def starts(provenance: dict[str, Any]) -> list[list[str]]:
+    """A line for each start of the training: when, on what, by which code, its steps and seconds, how it ended."""
+    lines = []
+    for start in provenance.get("starts", []):
+        count = start.get("processes")
+        where = f"{start.get('machine', '–')}{f', {count} processes' if count and count > 1 else ''}"
+        steps = "–" if start.get("from_step") is None else f"{start['from_step']:,} – {start['to_step']:,}"
+        took = _duration(start["seconds"]) if "seconds" in start else "–"
+        ended = start["ended"] or "not yet, or killed"
+        lines.append([start["started"][:16].replace("T", " "), where, _code(start.get("code")), steps, took, ended])
+    return lines
+
+
+def _code(code: dict[str, Any] | None) -> str:
+    """The code of a start: "0.1.0, commit 1a2b3c4 with changes"."""
+    if not code:
+        return "–"
+    commit = f", commit {code['commit'][:7]}" if "commit" in code else ""
+    return f"{code['version']}{commit}{' with changes' if code.get('changed') else ''}"
+
+
 def cost(provenance: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """What the run took, as names and values."""
     seconds, clips = provenance.get("seconds"), provenance.get("clips_seen")
     rates = sorted(line["clips_per_s"] for line in metrics if line.get("clips_per_s"))
     waits = sorted(line["waiting"] for line in metrics if "waiting" in line)
+    wall = provenance.get("wall_seconds")
+    last = (provenance.get("starts") or [provenance])[-1]  # before there were starts, it stood in the run itself
     rows: list[tuple[str, Any]] = [
         ("training time", _duration(seconds) if seconds else None),
+        ("wall time", f"{_duration(wall)} in all, judging and starting included" if wall else None),
+        ("GPU-hours", _hours(provenance.get("gpu_hours"))),
+        ("core-hours", _hours(provenance.get("core_hours"))),
         ("optimiser steps", provenance.get("steps")),
         ("clips seen", clips),
         ("clips per second", f"{rates[len(rates) // 2]:,.1f} (median)" if rates else None),
         ("waiting for clips", f"{100 * waits[len(waits) // 2]:.0f} % of the time (median)" if waits else None),
-        *((name, provenance.get(name)) for name in ("parameters", "machine", "processes", "versions")),
+        ("parameters", provenance.get("parameters")),
+        ("machine", last.get("machine")),
+        ("hosts", [_host(host) for host in last.get("hosts", [])]),
+        ("processes", last.get("processes")),
+        ("Tubelet", _code(last["code"]) if "code" in last else None),
+        ("versions", last.get("versions")),
         ("seed", str(provenance.get("seed", ""))),
-        *((name, provenance.get(name)) for name in ("started", "finished", "manifest", "fingerprint")),
+        *((name, provenance.get(name)) for name in ("started", "finished", "manifest", "fingerprint", "recipe")),
     ]  # fmt: skip
     return [(name, _plain(value)) for name, value in rows if value not in (None, "", {}, [])]
+
+
+def _host(host: dict[str, Any]) -> str:
+    """A machine: "node1: Intel(R) Xeon(R), 64 cores, 251.5 GiB, 2 x NVIDIA H100 (79.1 GiB)"."""
+    cards = Counter(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in host["gpus"])
+    gpus = "".join(f", {count} x {card}" for card, count in cards.items())
+    return f"{host['host']}: {host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB{gpus}"
+
+
+def _hours(hours: float | None) -> str | None:
+    return None if hours is None else f"{hours:,.3g}"
 
 
 def unreadable(path: Path) -> list[tuple[str, str]]:
