@@ -100,7 +100,7 @@ def test_a_bare_folder_says_what_is_missing(tmp_path):
     page = write_report(tmp_path).read_text()
     for command in ("evaluate", "train", "report"):
         assert f"<code>tubelet {command} " in page
-    assert page.count('class="missing"') == 9
+    assert page.count('class="missing"') == 10
     assert "None" not in page
     assert "nan" not in text_of(page)
 
@@ -142,3 +142,24 @@ def test_summary_is_honest_about_a_loss():
         "Compared with the best baseline it is worse (intervals apart) in knn."
     )
     assert summarise({}, {}, {}, None) == "This encoder has not been judged yet."
+
+
+def test_health_is_shown_with_what_was_wrong_and_since_when(run):
+    looks = [(5.3, 0.17), (1.5, 0.04), (1.04, 0.002), (1.03, 0.002), (1.03, 0.002)]
+    lines = [
+        {"step": 50 * n, "health/effective_rank": rank, "health/spread": spread, "health/dead": 0.1, "health/loss": 0.9}
+        for n, (rank, spread) in enumerate(looks)
+    ]
+    file = run / "metrics.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
+    page = write_report(run).read_text()
+    assert "no sign that it collapsed" in page and 'class="trouble' not in page
+    for name in ("Effective rank", "Spread", "Loss on fixed clips"):
+        assert f'aria-label="{name}"' in page
+    assert 'aria-label="Update"' not in page  # not measured: no empty figure
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write_report(run).read_text()
+    assert "<b>From step 150:</b> the encoder has collapsed" in page and "no sign that" not in page
+    back = [{**lines[0], "step": 300}, {**lines[0], "step": 350}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines + back))
+    assert "<b>From step 150, later no more:</b> the encoder has collapsed" in write_report(run).read_text()

@@ -24,7 +24,9 @@ from tubelet.methods.videomae import VideoMAE
 from tubelet.train.fit import Interrupted, fit
 from tubelet.types import Output, TubeletError
 
-OPTIONS = {"length": "12 steps", "batch": 4, "lr": 0.1, "precision": "float32", "workers": 0, "quiet": True}
+OPTIONS = {
+    "length": "12 steps", "batch": 4, "lr": 0.1, "precision": "float32", "workers": 0, "quiet": True, "health": None,
+}  # fmt: skip
 
 
 def make_clips(corpus: Path, seed: int = 0) -> Clips:

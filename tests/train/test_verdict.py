@@ -25,7 +25,7 @@ COLLAPSED: dict[str, list[float]] = {
 def log(looks: dict[str, list[float]], **trained: list[float | None]) -> list[dict[str, Any]]:
     """Lines as a run logs them: numbers of training, then what was examined."""
     lines: list[dict[str, Any]] = [
-        {"step": index, **{name: values[index] for name, values in trained.items()}}
+        {"step": 20 * index, **{name: values[index] for name, values in trained.items()}}
         for index in range(max(map(len, trained.values()), default=0))
     ]
     count = max(map(len, looks.values()), default=0)
@@ -92,8 +92,8 @@ def test_gradients_updates_and_embeddings_that_explode_are_said():
     assert "only 25% of the embeddings" in verdict([*log(HEALTHY), {"health/finite": 0.25}])["divergence"]
 
 
-def test_a_run_that_waits_for_clips_is_said():
-    assert verdict(log({}, waiting=[0.9] * 4)) == {}
+def test_a_run_that_waits_for_clips_is_said_when_it_has_started():
+    assert verdict(log({}, waiting=[0.9] * 5)) == {}  # 80 steps
     assert verdict(log({}, waiting=[0.9] * 9 + [0.1] * 3)) == {}
     text = verdict(log({}, waiting=[0.1] * 9 + [0.8] * 5))["starvation"]
     assert "80% of the time" in text and "train.workers" in text

@@ -20,6 +20,7 @@ from tubelet.log import read_metrics
 from tubelet.report import figures
 from tubelet.report.gather import ReportData, gather
 from tubelet.tasks.protocol import counted
+from tubelet.train.verdict import verdict
 from tubelet.types import TubeletError
 
 __all__ = ["ReportData", "gather", "write_report"]
@@ -45,6 +46,16 @@ class Line(NamedTuple):
     seeds: str
 
 
+class Trouble(NamedTuple):
+    """Something that was wrong with the run while it trained."""
+
+    step: int
+    """From when on."""
+    text: str
+    over: bool
+    """Whether it had passed by the end."""
+
+
 def write_report(run: Path, data: ReportData | None = None) -> Path:
     """Writes ``run/report.html`` from the files of the run, and from ``data`` what `gather` found of single clips.
 
@@ -68,6 +79,8 @@ def write_report(run: Path, data: ReportData | None = None) -> Path:
         "chance": _percent(chance) if chance is not None else "",
         "bars": _figure(figures.bars, results, chance) if results else "",
         "curves": curves(metrics, chance),
+        "health": health_curves(metrics),
+        "troubles": troubles(metrics, labelled="classes" in about),
         "confusion": best_confusion(results, about, learner),
         "map": _map(data),
         "data": data,
@@ -177,21 +190,66 @@ def _verdict(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
 def curves(metrics: list[dict[str, Any]], chance: float | None) -> list[Markup]:
     """Loss, learning rate and accuracy of the probes over the steps, as far as they were logged."""
 
-    def pick(key: str) -> tuple[list[float], list[float]]:
-        chosen = [(line["step"], line[key]) for line in metrics if isinstance(line.get(key), int | float)]
-        return [float(step) for step, _ in chosen], [float(value) for _, value in chosen]
-
     probes = sorted({key for line in metrics for key in line if key.endswith("/top1")})
     made = []
     if any("loss" in line for line in metrics):
-        made.append(_figure(figures.curve, "Loss", {"loss": pick("loss")}, "training loss (no unit)", smooth=True))
+        losses = {"loss": _pick(metrics, "loss")}
+        made.append(_figure(figures.curve, "Loss", losses, "training loss (no unit)", smooth=True))
     if probes:
-        lines = {key.removesuffix("/top1"): pick(key) for key in probes}
+        lines = {key.removesuffix("/top1"): _pick(metrics, key) for key in probes}
         level = None if chance is None else ("chance", chance)
         made.append(_figure(figures.curve, "Probe", lines, "accuracy during training (%)", percent=True, level=level))
     if any("lr" in line for line in metrics):
-        made.append(_figure(figures.curve, "Learning rate", {"learning rate": pick("lr")}, "learning rate (1 / step)"))
+        rates = {"learning rate": _pick(metrics, "lr")}
+        made.append(_figure(figures.curve, "Learning rate", rates, "learning rate (1 / step)"))
     return made
+
+
+def health_curves(metrics: list[dict[str, Any]]) -> list[tuple[Markup, str]]:
+    """What was examined during training, with a sentence on how to read it; nothing where nothing was."""
+    losses = sorted({key for line in metrics for key in line if key.startswith("health/loss")})
+    shown: list[tuple[str, dict[str, str], str, bool, str]] = [
+        ("Effective rank", {"effective rank": "health/effective_rank"}, "effective rank (directions)", False,
+         "How many directions the embeddings use (RankMe). A fall towards 1 is a collapse."),
+        ("Spread", {"spread": "health/spread", "dead dimensions": "health/dead"}, "share (%)", True,
+         "How far embeddings lie apart, beside their length; and the share of dimensions that are the same for all."),
+        ("Consistency", {"same video": "health/same", "other videos": "health/other", "nearest is the same video":
+         "health/nearest"}, "cosine, or share of clips (no unit)", False,
+         "How alike two clips of one video are, and clips of different videos; and how often a clip's nearest is the "
+         "other one of its video."),
+        ("Loss on fixed clips", {key.removeprefix("health/"): key for key in losses}, "loss (no unit)", False,
+         "Always the same clips under the same masks. It should not rise for long."),
+        ("Gradient", {"norm of the gradient": "grad_norm"}, "norm of the gradient (no unit)", False,
+         "Before clipping. A jump of many times the usual comes before divergence."),
+        ("Update", {"update": "update_ratio"}, "change of the weights in one step (%)", True,
+         "Beside the weights' size. 0.1 to 1 % is usual."),
+    ]  # fmt: skip
+    if not any(key.startswith("health/") for line in metrics for key in line):
+        return []
+    made = []
+    for name, keys, unit, percent, meaning in shown:
+        lines = {label: picked for label, key in keys.items() if (picked := _pick(metrics, key))[0]}
+        if lines:
+            smooth = name == "Gradient"
+            made.append((_figure(figures.curve, name, lines, unit, percent=percent, smooth=smooth), meaning))
+    return made
+
+
+def troubles(metrics: list[dict[str, Any]], labelled: bool) -> list[Trouble]:
+    """What was wrong at any examination, as it was said first."""
+    first: dict[str, tuple[int, str]] = {}
+    for index, line in enumerate(metrics):
+        if any(key.startswith("health/") for key in line):
+            for name, text in verdict(metrics[: index + 1], labelled).items():
+                first.setdefault(name, (line["step"], text))
+    last = verdict(metrics, labelled)
+    return [Trouble(step, text, name not in last) for name, (step, text) in first.items()]
+
+
+def _pick(metrics: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """The steps at which a number was logged, and its values."""
+    chosen = [(line["step"], line[key]) for line in metrics if isinstance(line.get(key), int | float)]
+    return [float(step) for step, _ in chosen], [float(value) for _, value in chosen]
 
 
 def best_confusion(results: Results, about: dict[str, Any], learner: str) -> dict[str, Any]:
