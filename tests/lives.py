@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import random
+import resource
 import signal
 import sys
 import threading
@@ -20,12 +23,13 @@ from contracts.test_registered import DATA, build_learner
 from moving import CLIP
 from processes import Ended, Processes
 from saved import newest
-from tubelet import dist
+from tubelet import cli, dist
+from tubelet.data import read
 from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
 from tubelet.learner import Learner, Now
 from tubelet.log import read_metrics
-from tubelet.train.checkpoints import Checkpoint, Checkpoints, _verified
+from tubelet.train.checkpoints import FACTS, Checkpoint, Checkpoints
 from tubelet.train.fit import fit
 from tubelet.train.stop import Interrupted
 
@@ -51,8 +55,10 @@ class Run(NamedTuple):
     backbone: dict[str, Any] = toys.DROPPING
     poison: tuple[list[int], str] | None = None
     """As in `toys.poison`."""
-    stops_after: int | None = None
-    """The first process gets a SIGTERM after this step."""
+    befalls: dict[int, Callable[[Run], object]] = {}  # noqa: RUF012
+    """Done by the first process after a step: one of the functions at the end of this file."""
+    endless: Path | None = None
+    """The video on which the decoder hangs."""
     dies_at: int | None = None
     """Killed before it opens, renames, makes or removes something in its folder for the so-manieth time."""
     slow_disk_s: float = 0.0
@@ -78,15 +84,18 @@ Seen = dict[int, list[Sample]]
 
 def train(run: Run) -> tuple[Seen, bool]:
     """The life of a process: trains until the run is done, or it is asked to stop. Also answers whether it was done."""
-    sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # takes a second to import
+    _without_tensorboard()
     if int(os.environ["WORLD_SIZE"]) > 1:
         dist.start()
     learner = _learner(run)
     seen = _record(learner)
     if run.poison is not None:
         toys.poison(learner, *run.poison)
-    if run.stops_after is not None and dist.is_main():
-        _after_step(learner, run.stops_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if run.endless is not None:
+        healthy = read.read
+        read.read = lambda path, *rest: time.sleep(1e4) if path == run.endless else healthy(path, *rest)
+    if dist.is_main():
+        _befall(learner, run)
     if run.dies_at is not None or run.slow_disk_s:
         _listen(run)
     # where the generator stands when a run goes on must not matter
@@ -97,6 +106,12 @@ def train(run: Run) -> tuple[Seen, bool]:
         return seen, False
     dist.stop()
     return seen, True
+
+
+def command(*arguments: str) -> None:
+    """The life of a process that is given a command."""
+    _without_tensorboard()
+    raise SystemExit(cli.main(list(arguments)))
 
 
 def live(run: Run, world: int = 1, timeout_s: float = 60) -> list[Ended]:
@@ -111,25 +126,38 @@ def finish(run: Run, world: int = 1) -> Run:
     return run
 
 
-def kill_at_random(run: Run, world: int, longest_s: float, chance: random.Random) -> bool:
-    """One life, killed with SIGKILL at some moment of its training; False where it was done before that."""
+def kill_at_random(run: Run, world: int, within_s: float, chance: random.Random, saving: bool) -> None:
+    """One life, killed with SIGKILL at some moment after its training has begun.
+
+    Args:
+        saving: the moment comes after it has saved something, so that the next life goes on from there.
+    """
     log = run.out / "metrics.jsonl"
-    before = log.stat().st_ino if log.exists() else None
+    begun, before = _inode(log), _checkpoints(run)
     processes = Processes(train, world, run)
-    deadline = time.monotonic() + 30
-    while not log.exists() or log.stat().st_ino == before:  # it is written anew when training begins
+    deadline = time.monotonic() + 60
+    # the log is written anew when training begins
+    while _inode(log) == begun or (saving and not _checkpoints(run) - before):
         assert time.monotonic() < deadline, processes.wait(0)
         time.sleep(0.001)
-    time.sleep(chance.uniform(0, longest_s))
+    time.sleep(chance.uniform(0, within_s))
     processes.kill()
     ends = processes.wait(0)
-    assert all(end.exit_code in (0, -signal.SIGKILL) for end in ends), ends
-    return any(end.exit_code for end in ends)
+    assert {end.exit_code for end in ends} == {-signal.SIGKILL}, ends
+
+
+def _inode(file: Path) -> int | None:
+    return file.stat().st_ino if file.exists() else None
+
+
+def _checkpoints(run: Run) -> set[Path]:
+    return {path for path in run.out.glob("checkpoints/step-*") if path.suffix != ".tmp"}
 
 
 def saved(run: Run, step: int) -> Checkpoint:
-    """The checkpoint of a step, which must be there and whole."""
-    return _verified(run.out / "checkpoints" / f"step-{step:09d}")
+    """The checkpoint of a step, which must be there."""
+    folder = run.out / "checkpoints" / f"step-{step:09d}"
+    return Checkpoint(folder, json.loads((folder / FACTS).read_text(encoding="utf-8")))
 
 
 def losses(run: Run) -> list[float]:
@@ -158,6 +186,11 @@ def equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
+def _without_tensorboard() -> None:
+    """Which takes a second to import."""
+    sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]
+
+
 def _learner(run: Run) -> Learner:
     if run.learner in toys.TOYS:
         torch.manual_seed(0)
@@ -168,29 +201,32 @@ def _learner(run: Run) -> Learner:
 def _record(learner: Learner) -> Seen:
     """Notes what each step is given; its forward passes together, of the first phase."""
     seen: Seen = {}
+    now_at = 0
     healthy, before = learner.forward, learner.before_step
 
     def before_step(now: Now) -> None:
-        seen[now.step] = []
+        nonlocal now_at
+        now_at = now.step
+        seen[now.step] = []  # of the last time, where a run goes back
         before(now)
 
     def forward(batch: Any, phase: str) -> Any:
         if learner.training and phase == learner.phases[0]:
             pairs = zip(batch["id"].tolist(), batch["key"].tolist(), strict=True)
-            seen[max(seen)] += [Sample(*pair) for pair in pairs]
+            seen[now_at] += [Sample(*pair) for pair in pairs]
         return healthy(batch, phase)
 
     learner.before_step, learner.forward = before_step, forward
     return seen
 
 
-def _after_step(learner: Learner, step: int, do: Callable[[], object]) -> None:
+def _befall(learner: Learner, run: Run) -> None:
     before = learner.after_step
 
     def after_step(now: Now) -> None:
         before(now)
-        if now.step == step:
-            do()
+        if now.step in run.befalls:
+            run.befalls[now.step](run)
 
     learner.after_step = after_step
 
@@ -212,3 +248,45 @@ def _listen(run: Run) -> None:
             time.sleep(run.slow_disk_s)
 
     sys.addaudithook(hear)
+
+
+def ask_to_stop(run: Run) -> None:
+    """Of two or more processes only one is told."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fill_disk(run: Run) -> None:
+    """No file can become longer than this any more: room for a line of the log, and for no tensors."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def make_room(run: Run) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def hang(run: Run) -> None:
+    """As in a driver, or on a network file system that is gone."""
+    time.sleep(1e4)
+
+
+def make_read_only(run: Run) -> None:
+    """As when a file system is mounted anew after an error."""
+    for path in (run.out, *run.out.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    if os.geteuid() == 0:  # whom permissions do not bind, as long as it has this
+        _drop_capability(1)  # CAP_DAC_OVERRIDE
+
+
+def make_writable(run: Run) -> None:
+    for path in (run.out, *run.out.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _drop_capability(number: int) -> None:
+    """From this thread and those that it starts (capset of Linux, version 3: effective, permitted, inheritable)."""
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, sets) == 0
+    for kind in range(3):
+        sets[kind] &= ~(1 << number)
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())

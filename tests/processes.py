@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import pickle
@@ -164,6 +165,8 @@ def _run(
         told = None if isinstance(error, SystemExit) else traceback.format_exc()
         answer.send_bytes(pickle.dumps((None, told)))
         answer.close()
+        # As other processes do when they end; those of multiprocessing wait for theirs first, which would never come.
+        atexit._run_exitfuncs()
         raise SystemExit(code) from None
 
 

@@ -1,4 +1,4 @@
-"""Small learners that keep what faults could spoil: a teacher, a queue, batch statistics, two optimisers; and poison."""
+"""Small learners that keep what faults could spoil: a teacher, a queue, batch statistics, two optimisers, poison."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 from tubelet import cli_data as cli_data  # its commands are the first of the list
 from tubelet import registry
 from tubelet.command import (
+    ROOT,
     Dotted,
     argument,
     command,
@@ -116,7 +117,8 @@ def train(args: Namespace, dotted: list[str]) -> None:
 
     chosen = recipe.load(args.recipe, dotted)
     chosen.needs()
-    for section, key in (("data", "manifest"), ("backbone", "init"), ("learner", "init"), ("learner", "teacher")):
+    paths = ("data", "manifest"), ("data", "root"), ("backbone", "init"), ("learner", "init"), ("learner", "teacher")
+    for section, key in paths:
         options = getattr(chosen, section)  # a run is looked at from anywhere
         if options.get(key) is not None:
             options[key] = str(storage.resolved(storage.place(options[key])))
@@ -129,7 +131,7 @@ def train(args: Namespace, dotted: list[str]) -> None:
 
     asked = judges(
         chosen.evaluate, storage.place(chosen.data["manifest"]), chosen.clip, out,
-        variant=chosen.learner["name"], seed=chosen.seed, workers=chosen.train["workers"],
+        variant=chosen.learner["name"], root=chosen.data["root"], seed=chosen.seed, workers=chosen.train["workers"],
     )  # fmt: skip
     run.train(chosen, out, asked)
     dist.stop()
@@ -199,6 +201,7 @@ def _task_help(args: Namespace | None) -> str:
     "evaluate", "tubelet evaluate runs/demo --tasks knn linear --baseline --seeds 0 1 2",
     argument("run", type=Path, metavar="RUN", help="folder of a run"),
     argument("--manifest", type=storage.place, help="labelled videos (default: the run's own manifest)"),
+    ROOT,
     argument("--tasks", nargs="+", metavar="TASK", help="default: knn linear; of a classifier: what it is, as it is"),
     argument("--labels-per-class", type=whole, metavar="N", help="learn from that many videos of each class"),
     argument("--seeds", nargs="+", type=whole, default=[0], metavar="N", help="repeat with each of them (default: 0)"),
@@ -229,9 +232,9 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
     from tubelet.checkpoint import read_about
     from tubelet.log import table
 
-    manifest = args.manifest or _manifest_of(args.run, made)
+    manifest, root = _videos(args, made)
     as_it_is = read_about(args.run).get("learner", {}).get("name") == "supervised" and not args.tasks
-    terms = {"test_clips": args.test_clips, "test_crops": args.test_crops, "workers": args.workers}
+    terms = {"root": root, "test_clips": args.test_clips, "test_crops": args.test_crops, "workers": args.workers}
     if as_it_is:
         results = judging.classifier(args.run, manifest, **terms)
     else:
@@ -258,10 +261,13 @@ def _numbers(result: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _manifest_of(run: Path, made: Any) -> storage.Place:
+def _videos(args: Namespace, made: Any) -> tuple[storage.Place, str | None]:
+    """The manifest that is asked for and its root, or those of the run."""
+    if args.manifest is not None:
+        return args.manifest, args.root
     if made is None:
-        raise TubeletError(f"{run} has no recipe.yaml that names a manifest: give --manifest clips.csv")
-    return storage.place(made.data["manifest"])
+        raise TubeletError(f"{args.run} has no recipe.yaml that names a manifest: give --manifest clips.csv")
+    return storage.place(made.data["manifest"]), args.root or made.data.get("root")
 
 
 @command(
@@ -280,7 +286,9 @@ def predict(args: Namespace, _: list[str]) -> None:
     found = classify(args.run, args.video, args.top, args.segment_s, args.fps)
     if args.json:
         named = [segment._asdict() for segment in (found.whole, *found.segments)]
-        print(json.dumps({"video": str(args.video), "whole": named[0], "segments": named[1:]}, ensure_ascii=False))
+        judged = {"weights_hash": found.weights_hash, "step": found.step}
+        shown = {"video": str(args.video), **judged, "whole": named[0], "segments": named[1:]}
+        print(json.dumps(shown, ensure_ascii=False))
         return
     for segment in [found.whole] if len(found.segments) == 1 else [found.whole, *found.segments]:
         title = "whole video" if segment is found.whole else "segment"
@@ -293,6 +301,7 @@ def predict(args: Namespace, _: list[str]) -> None:
     "embed", "tubelet embed runs/demo clips.csv -o feats.parquet",
     argument("run", type=Path, metavar="RUN", help="folder of a run"),
     argument("manifest", type=storage.place, metavar="MANIFEST", help="videos to encode"),
+    ROOT,
     argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".parquet, .csv or .npz"),
     argument("--clips", type=whole, default=1, metavar="N", help="clips along time of each video (default: 1)"),
     argument("--workers", type=whole, default=1, metavar="N", help="processes that decode (default: 1)"),
@@ -302,7 +311,7 @@ def embed(args: Namespace, _: list[str]) -> None:
     from tubelet.apply.embed import embed as encode
     from tubelet.log import say
 
-    found = encode(args.run, args.manifest, args.out, clips=args.clips, workers=args.workers)
+    found = encode(args.run, args.manifest, args.out, clips=args.clips, workers=args.workers, root=args.root)
     say(f"wrote {found.readable.sum()} vectors of width {found.values.shape[1]} to {args.out}")
 
 
@@ -332,7 +341,7 @@ def reconstruct(args: Namespace, _: list[str]) -> None:
 @command("report", "tubelet report runs/demo",
          argument("run", type=Path, metavar="RUN", help="folder of a run"),
          argument("--manifest", type=storage.place,
-                  help="videos to show (default: the run's own, its test split)"))  # fmt: skip
+                  help="videos to show (default: the run's own, its test split)"), ROOT)  # fmt: skip
 def report(args: Namespace, _: list[str]) -> None:
     """Write the page of a run: recipe, curves, accuracies, pictures, what it cost."""
     from tubelet import recipe
@@ -344,7 +353,8 @@ def report(args: Namespace, _: list[str]) -> None:
 
     data = None
     try:
-        data = gather(args.run, read_manifest(args.manifest or _manifest_of(args.run, made)))
+        manifest, root = _videos(args, made)
+        data = gather(args.run, read_manifest(manifest, root=root))
     except TubeletError as error:
         if args.manifest:
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tubelet import registry
 from tubelet.command import (
+    ROOT,
     Dotted,
     argument,
     choices,
@@ -33,6 +34,7 @@ from tubelet.types import TubeletError
     argument("--workers", type=whole, help="processes (default: one per core)"),
     argument("--limit-s", type=number, default=60.0, metavar="S",
              help="seconds that a file may take, beyond what its size explains (default: 60)"),
+    ROOT,
 )  # fmt: skip
 def data_scan(args: Namespace, _: list[str]) -> None:
     """List the videos of a folder in a manifest, and say what they are like."""
@@ -44,7 +46,7 @@ def data_scan(args: Namespace, _: list[str]) -> None:
     quarantine = args.out.with_name(f"{args.out.stem}-unreadable.csv")
     if quarantine.exists() and quarantine.samefile(args.folder):
         raise TubeletError(f"{args.folder} would be written over: give the manifest another name with -o")
-    scan = look_over(args.folder, args.workers, args.limit_s)
+    scan = look_over(args.folder, args.workers, args.limit_s, args.root)
     for path, reason in scan.unreadable[:5]:
         warn(f"{path} cannot be read: {reason}")
     if scan.unreadable:
@@ -67,6 +69,7 @@ def _recipe_options(_: Namespace | None) -> str:
     argument("--workers", type=whole, help="processes (default: one per core)"),
     argument("--limit-s", type=number, default=60.0, metavar="S",
              help="seconds that a file may take, beyond what its size explains (default: 60)"),
+    ROOT,
     argument("--drop-duplicates", choices=("exact", "near"),
              help="leave out copies: those of the same bytes, or those that look the same too (default: they stay)"),
     argument("--drop-leaks", action="store_true",
@@ -90,7 +93,7 @@ def data_check(args: Namespace, dotted: list[str]) -> None:
     from tubelet.report.check import write_page
 
     found = check(
-        args.source, args.out, workers=args.workers, limit_s=args.limit_s,
+        args.source, args.out, workers=args.workers, limit_s=args.limit_s, root=args.root,
         drop_duplicates=args.drop_duplicates, drop_leaks=args.drop_leaks,
     )  # fmt: skip
     cost = None
@@ -98,7 +101,8 @@ def data_check(args: Namespace, dotted: list[str]) -> None:
         from tubelet.apply.cost import estimate
 
         say(f"trying {args.recipe} for a few seconds")
-        cost = estimate(recipe.load(args.recipe, [*dotted, "--data.manifest", str(found.out.manifest)]))
+        words = [*dotted, "--data.manifest", str(found.out.manifest)]
+        cost = estimate(recipe.load(args.recipe, words + (["--data.root", args.root] if args.root else [])))
     rows = cost.rows() if cost else []
     write_json(found, recipe=args.recipe, cost=cost and cost.as_json())
     told = f"{args.recipe} {cost.sentence}" if cost else ""
@@ -162,6 +166,7 @@ def data_import(args: Namespace, _: list[str]) -> None:
     argument("--workers", type=whole, help="processes (default: one per core)"),
     argument("--limit-s", type=number, default=600.0,
              help="give a video up after so many seconds (default: 600; in proportion more for files over 100 MB)"),
+    ROOT,
     argument("--verify", metavar="OUT", help="only compare every checksum of a pack"),
 )  # fmt: skip
 def data_pack(args: Namespace, _: list[str]) -> None:
@@ -190,7 +195,8 @@ def data_pack(args: Namespace, _: list[str]) -> None:
         return
     if args.manifest is None or args.out is None:
         raise usage_error("needs a manifest and a folder to write: tubelet data pack clips.csv packed/")
-    packed = pack(read_manifest(args.manifest), place(args.out), Packing(**signed(args)), args.workers, args.limit_s)
+    manifest = read_manifest(args.manifest, root=args.root)
+    packed = pack(manifest, place(args.out), Packing(**signed(args)), args.workers, args.limit_s)
     for path, reason in packed.left_out[:5]:
         warn(f"{path} is left out: {reason}")
     if packed.left_out:
@@ -203,6 +209,7 @@ def data_pack(args: Namespace, _: list[str]) -> None:
     "data join", "tubelet data join k400.csv ssv2.csv -o mix.csv",
     argument("manifests", nargs="+", type=storage.place, metavar="MANIFEST", help="manifests, each a corpus"),
     argument("-o", "--out", type=Path, required=True, help="manifest to write"),
+    ROOT,
     argument("--no-labels", action="store_true", help="leave labels out: for pre-training alone"),
 )  # fmt: skip
 def data_join(args: Namespace, _: list[str]) -> None:
@@ -211,7 +218,7 @@ def data_join(args: Namespace, _: list[str]) -> None:
     from tubelet.data.mixture import join
     from tubelet.log import say, table, warn
 
-    manifests = [read_manifest(path) for path in args.manifests]
+    manifests = [read_manifest(path, root=args.root) for path in args.manifests]
     mixture = join(manifests, labels=not args.no_labels)
     for manifest in manifests if mixture.splits else []:
         if not manifest.splits:

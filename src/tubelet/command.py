@@ -64,6 +64,13 @@ def argument(*names: str, **how: Any) -> Arguments:
     return lambda parser: parser.add_argument(*names, **how) and None
 
 
+ROOT = argument(
+    "--root", metavar="DIR",
+    help="refuse a manifest of which a video lies outside of this folder (or URL), by .. or a link too",
+)  # fmt: skip
+"""For commands that take a manifest, which may come from somebody else."""
+
+
 def flag(name: str, option: str, help: str) -> Arguments:
     """A switch for an option of a `signature` that is false unless it is given."""
     return argument(name, dest=f"{SIGNED}{option}", action="store_true", default=argparse.SUPPRESS, help=help)

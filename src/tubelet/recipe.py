@@ -84,7 +84,8 @@ class Recipe:
     name: str
     seed: int
     data: dict[str, Any]
-    """``manifest``, ``split`` (the part to train on, where the manifest has splits), and the arguments of `Clips`."""
+    """``manifest``, ``root`` (outside of which no video may lie), ``split`` (the part to train on, where the manifest
+    has splits), and the arguments of `Clips`."""
     backbone: dict[str, Any]
     """``name``, ``init`` (a run whose weights to start from, or None), and the arguments of the backbone."""
     learner: dict[str, Any]
@@ -265,6 +266,9 @@ def options(learner: str, backbone: str, tasks: Iterable[str] = ()) -> dict[str,
         "seed": Option(int, 0, "of the data order, the augmentation, the masks and the first weights"),
         "data.manifest": Option(
             str, MISSING, "CSV, Parquet or `path label` list of the videos; `tubelet data scan` makes one"
+        ),
+        "data.root": Option(
+            str | None, None, "folder or URL that no video may lie outside of, for a manifest of somebody else's"
         ),
         "data.split": Option(str | None, "train", "part of the manifest to learn from, where it has splits"),
     }

@@ -8,7 +8,7 @@ import torch
 import tubelet
 from tiny_run import make_clips, make_recipe, train
 from tubelet.apply.embed import embed
-from tubelet.checkpoint import read_about
+from tubelet.checkpoint import read_about, weights_hash
 from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
 from tubelet.types import TubeletError
@@ -57,9 +57,10 @@ def test_parquet_has_a_list_column(run, manifest, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     found = embed(run, manifest, tmp_path / "f.parquet", clips=2)
     table = parquet.read_table(tmp_path / "f.parquet")
-    assert table.column_names == ["path", "label", "group", "split", "readable", "embedding"]
+    assert table.column_names == ["path", "label", "group", "split", "readable", "weights_hash", "embedding"]
     vectors = table["embedding"].to_pylist()
     assert vectors[2] is None and numpy.allclose(vectors[0], found.values[0])
+    assert set(table["weights_hash"].to_pylist()) == {weights_hash(tubelet.load_backbone(run))}
     assert table["label"].to_pylist() == ["a", None, "b", "b"]
 
 

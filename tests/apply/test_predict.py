@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,8 @@ from tiny_run import make_clips, make_recipe, train
 from tubelet import cli
 from tubelet.apply import predict as predicting
 from tubelet.apply.predict import find_classifier, predict, segments
+from tubelet.checkpoint import weights_hash
+from tubelet.train.run import load_learner
 from tubelet.types import TubeletError
 
 
@@ -55,7 +58,7 @@ def test_how_many_segments_are_read_together_does_not_matter(classifier, clips, 
         assert a[:2] == b[:2] and dict(a.classes) == pytest.approx(dict(b.classes), abs=1e-6)
 
 
-def test_a_pretraining_run_uses_the_classifier_within(clips, tmp_path):
+def test_a_pretraining_run_uses_the_classifier_within(clips, tmp_path, capfd):
     run = train(make_recipe(tmp_path / "r.yaml", clips), tmp_path / "run")
     with pytest.raises(TubeletError, match=r"knows no classes: make a classifier with `tubelet train finetune"):
         find_classifier(run)
@@ -75,7 +78,10 @@ def test_a_pretraining_run_uses_the_classifier_within(clips, tmp_path):
     ]
     assert cli.main(["train", "finetune", *init, "--train.batch", "4", "--out", str(run / "finetune")]) == 0
     assert find_classifier(run) == run / "finetune"
+    capfd.readouterr()
     assert cli.main(["predict", str(run), str(clips.with_name("0.mp4")), "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["weights_hash"] == weights_hash(load_learner(run / "finetune")) and said["step"] == 1
 
 
 def test_requests_that_make_no_sense_are_refused(classifier, clips):

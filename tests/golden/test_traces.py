@@ -31,5 +31,5 @@ def test_the_first_losses_are_what_they_were(name, corpus: Path, tmp_path: Path)
         learner, Clips(read_manifest(corpus, "train"), **CLIP), tmp_path, length="6 steps", batch=4, lr=0.1,
         precision="float32", workers=0, quiet=True, log_steps=1,
     )  # fmt: skip
-    losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
     assert losses == pytest.approx(golden, rel=2e-3)

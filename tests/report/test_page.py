@@ -8,6 +8,7 @@ import pytest
 from report.fake_run import EVIL, fill
 from tubelet.report import figures
 from tubelet.report.page import gather, summarise, write_report
+from tubelet.train.provenance import Provenance
 from tubelet.types import TubeletError
 
 
@@ -72,11 +73,34 @@ def test_numbers_are_there(run, number):
     assert f"class {number - 1} (10 of 10)" in text
 
 
+def test_the_page_names_weights_code_and_starts(run):
+    fill(run, ["a", "b"])
+    (run / "provenance.json").unlink()
+    with pytest.raises(KeyboardInterrupt), Provenance(run, "seed: 0", 4, seed=0) as start:
+        start.reached(0, 0.0, 1.0)
+        start.reached(12000, 7200.0, 0.5)
+        raise KeyboardInterrupt
+    with Provenance(run, "seed: 0", 4, seed=0) as start:
+        start.reached(12000, 7200.0, 0.5)
+        start.reached(13000, 8000.0, 0.5)
+    results = json.loads((run / "evaluation" / "results.json").read_text())
+    results["linear"]["videomae"] |= {"weights_hash": "c0ffee", "step": 13000}
+    (run / "evaluation" / "results.json").write_text(json.dumps(results))
+    text = text_of(write_report(run).read_text())
+    code = start.start["code"]
+    for words in (
+        "by hash: videomae of step 13,000 c0ffee (linear).", "2 starts of the training", "0 – 12,000", "interrupted",
+        "12,000 – 13,000", "finished", "2 h 13 min 20 s", "core-hours", "ffmpeg", f"Tubelet {code['version']}",
+        start.start["hosts"][0]["host"], code.get("commit", "")[:7], f"recipe {start.told['recipe']}",
+    ):  # fmt: skip
+        assert words in text, words
+
+
 def test_a_bare_folder_says_what_is_missing(tmp_path):
     page = write_report(tmp_path).read_text()
     for command in ("evaluate", "train", "report"):
         assert f"<code>tubelet {command} " in page
-    assert page.count('class="missing"') == 9
+    assert page.count('class="missing"') == 10
     assert "None" not in page
     assert "nan" not in text_of(page)
 
@@ -118,3 +142,24 @@ def test_summary_is_honest_about_a_loss():
         "Compared with the best baseline it is worse (intervals apart) in knn."
     )
     assert summarise({}, {}, {}, None) == "This encoder has not been judged yet."
+
+
+def test_health_is_shown_with_what_was_wrong_and_since_when(run):
+    looks = [(5.3, 0.17), (1.5, 0.04), (1.04, 0.002), (1.03, 0.002), (1.03, 0.002)]
+    lines = [
+        {"step": 50 * n, "health/effective_rank": rank, "health/spread": spread, "health/dead": 0.1, "health/loss": 0.9}
+        for n, (rank, spread) in enumerate(looks)
+    ]
+    file = run / "metrics.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
+    page = write_report(run).read_text()
+    assert "no sign that it collapsed" in page and 'class="trouble' not in page
+    for name in ("Effective rank", "Spread", "Loss on fixed clips"):
+        assert f'aria-label="{name}"' in page
+    assert 'aria-label="Update"' not in page  # not measured: no empty figure
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write_report(run).read_text()
+    assert "<b>From step 150:</b> the encoder has collapsed" in page and "no sign that" not in page
+    back = [{**lines[0], "step": 300}, {**lines[0], "step": 350}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines + back))
+    assert "<b>From step 150, later no more:</b> the encoder has collapsed" in write_report(run).read_text()

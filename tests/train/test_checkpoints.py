@@ -85,7 +85,7 @@ def test_when_all_are_damaged_the_run_does_not_start_afresh(tmp_path):
     checkpoints = write(tmp_path, [1, 2])
     for file in tmp_path.glob("*/*.safetensors"):
         file.write_bytes(b"")
-    with pytest.raises(TubeletError, match="no checkpoint in .* can be read .*move them away to start afresh"):
+    with pytest.raises(TubeletError, match=r"no checkpoint in .* can be read .*move them away to start afresh"):
         checkpoints.newest()
 
 

@@ -1,20 +1,28 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moving import CLIP
+from processes import run_processes
+from tubelet import dist
 from tubelet.backbones.vit import VisionTransformer
 from tubelet.data.clips import Clips
 from tubelet.data.listing import Manifest, read_manifest
 from tubelet.learner import Learner
+from tubelet.log import read_metrics
 from tubelet.methods.supervised import Supervised
 from tubelet.methods.videomae import VideoMAE
 from tubelet.metrics.representation import consistency, dead_share, effective_rank
+from tubelet.train.fit import fit
 from tubelet.train.health import Health
+from tubelet.train.parallel import distribute
+from tubelet.train.verdict import verdict
 from tubelet.types import Batch, Output
 
 
@@ -155,3 +163,61 @@ def test_embeddings_that_are_not_finite_are_said(clips):
     nn.init.constant_(learner.backbone.norm.bias, float("inf"))
     found = make_health(clips).examine(learner)
     assert found["finite"] == 0 and "effective_rank" not in found
+
+
+def examine_twice(corpus: Path, rows: int, parallel: Literal["replicated", "sharded"]) -> list[dict[str, float]]:
+    """In each process; then a step as in training, to see that the learner still can."""
+    dist.start()
+    torch.set_num_threads(1)
+    learner = make_learner()
+    model = distribute(learner, dist.device(), parallel)
+    clips = Clips(read_manifest(corpus, "train").take([row % 12 for row in range(rows)]), **CLIP)
+    health = make_health(clips, videos=rows)
+    found = [health.examine(learner), health.examine(learner)]
+    output = model({"video": [torch.rand(2, 3, 4, 16, 16)], "key": torch.arange(2)}, "main")
+    output.loss.backward()
+    assert all(p.grad is not None for p in learner.parameters())
+    dist.stop()
+    return found
+
+
+@pytest.mark.parametrize(("rows", "world", "parallel"), [(24, 2, "sharded"), (7, 3, "replicated")])
+def test_several_processes_say_what_one_says(corpus, rows, world, parallel):
+    """24 videos are three pieces for two processes; 7 are one, and two of three processes only go along."""
+    alone = examine_twice(corpus, rows, "replicated")[0]
+    for first, second in run_processes(examine_twice, world, corpus, rows, parallel):
+        assert first == second == pytest.approx(alone, rel=1e-5)
+
+
+class Pulled(Learner):
+    """Pulls two views of a video together and nothing apart: it must collapse."""
+
+    views = 2
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.backbone, self.apart = make_backbone(), apart
+
+    def forward(self, batch: Batch, phase: str) -> Output:
+        first, second = (self.backbone(video).tokens.mean(dim=1) for video in batch["video"])  # B D
+        if not self.apart:
+            return Output((first - second).square().mean())
+        alike = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T  # B B
+        return Output(F.cross_entropy(alike / 0.1, torch.arange(len(alike))))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_collapse_in_training_is_caught_and_a_healthy_run_is_silent(corpus, tmp_path, capfd, apart):
+    """Without `verdict` being asked in `fit`, or with its limits at 0, the first one fails."""
+    clips = Clips(read_manifest(corpus, "train"), **CLIP, views=2)
+    fit(
+        Pulled(apart), clips, tmp_path, length="120 steps", batch=6, lr=0.2, precision="float32", workers=0, quiet=True,
+        health="every 10 %",
+    )  # fmt: skip
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "health/spread" in line] == list(range(0, 121, 12))
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "collapse" in line or "diverge" in line]
+    if apart:
+        assert warnings == [] and not verdict(lines).keys() & {"collapse", "divergence"}
+    else:
+        assert len(warnings) == 1 and "all videos look alike to it" in warnings[0] and "train.lr" in warnings[0]

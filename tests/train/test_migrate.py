@@ -15,6 +15,10 @@ LOSSES = [1.2182859182357788, 1.2073040008544922, 1.203413724899292, 1.192259311
 """Of the whole run, by the Tubelet that wrote the folder."""
 
 
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+
+
 @pytest.fixture
 def old(corpus, tmp_path) -> Path:
     """The old run, with its manifest where it is now."""
@@ -29,7 +33,7 @@ def test_a_run_of_format_1_goes_on_as_if_nothing_had_changed(old, capsys):
     before = (old / "checkpoint.pt").read_bytes()
     assert cli.main(["train", str(old), "--train.quiet", "true"]) == 0, capsys.readouterr().err
     assert "earlier Tubelet: going on from it (step 3)" in capsys.readouterr().err
-    assert [line["loss"] for line in read_metrics(old / "metrics.jsonl")] == pytest.approx(LOSSES, rel=1e-5)
+    assert losses(old) == pytest.approx(LOSSES, rel=1e-5)
     assert newest(old).facts["step"] == 6
     assert (old / "checkpoint.pt").read_bytes() == before
 
@@ -40,7 +44,7 @@ def test_a_damaged_one_of_format_1_is_not_taken_for_a_new_run(old, capsys):
     assert "no readable checkpoint" in capsys.readouterr().err
     shutil.copy(OLD / "checkpoint.pt", old / "previous-checkpoint.pt")
     assert cli.main(["train", str(old), "--train.quiet", "true"]) == 0
-    assert [line["loss"] for line in read_metrics(old / "metrics.jsonl")] == pytest.approx(LOSSES, rel=1e-5)
+    assert losses(old) == pytest.approx(LOSSES, rel=1e-5)
 
 
 def test_a_newer_format_is_refused_and_left_alone(old, capsys):

@@ -15,7 +15,6 @@ from tubelet.data.listing import read_manifest
 from tubelet.learner import Learner
 from tubelet.log import read_metrics
 from tubelet.train.fit import Fitted, fit
-from tubelet.types import TubeletError
 
 BACKBONE = {"size": "tiny", "dim": 32, "depth": 2, "heads": 2, "patch": 4}
 LEARNERS: dict[str, dict[str, Any]] = {

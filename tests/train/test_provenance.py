@@ -15,6 +15,7 @@ from tubelet import checkpoint
 from tubelet.data.listing import read_manifest
 from tubelet.train import provenance
 from tubelet.train.provenance import Provenance, code, read_provenance, versions
+from tubelet.train.stop import Preempted
 
 SOURCE = str(Path(provenance.__file__).parents[2])
 
@@ -44,10 +45,6 @@ def test_a_run_says_where_it_came_from_and_what_it_cost(corpus, tmp_path):
     host = first["hosts"][0]
     assert first["core_hours"] == pytest.approx(host["cores"] * first["seconds"] / 3600, abs=0.001)
     assert host["processes"] == 1 and host["memory_gib"] > 0 and host["cpu"] and host["gpus"] == []
-
-
-class Preempted(KeyboardInterrupt):
-    exit_code = 75
 
 
 @pytest.mark.parametrize(
@@ -136,6 +133,14 @@ def test_a_damaged_file_is_said_and_begun_afresh(tmp_path, capsys, content):
     with begin(tmp_path):
         pass
     assert len(told(tmp_path)["starts"]) == 1
+
+
+@pytest.mark.parametrize("program", ["/somewhere/bin/tubelet", "/somewhere/tubelet/__main__.py"])
+def test_the_command_is_one_that_can_be_typed(tmp_path, monkeypatch, program):
+    monkeypatch.setattr(sys, "argv", [program, "train", "tiny", "--out", "my run"])
+    with begin(tmp_path):
+        pass
+    assert told(tmp_path)["command"] == "tubelet train tiny --out 'my run'"
 
 
 def test_versions_name_what_decodes_and_what_computes():

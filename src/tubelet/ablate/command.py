@@ -113,7 +113,7 @@ def make_plan(
     plan.judgements.extend(
         judgements(
             found, asked, Path(chosen.data["manifest"]), manifests,
-            labels_per_class=labels_per_class, workers=chosen.train["workers"],
+            labels_per_class=labels_per_class, root=chosen.data["root"], workers=chosen.train["workers"],
         )
     )  # fmt: skip
     return plan

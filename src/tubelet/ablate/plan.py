@@ -47,7 +47,7 @@ class Run:
         backbone = {**told.backbone, "init": self.first.name} if self.first else by_contents("backbone", told.backbone)
         about: dict[str, Any] = {"seed": told.seed, "clip": told.clip, "backbone": backbone}
         if self.trained:
-            data = {key: value for key, value in told.data.items() if key != "manifest"}
+            data = {key: value for key, value in told.data.items() if key not in ("manifest", "root")}
             train = {key: value for key, value in told.train.items() if key not in NO_EFFECT}
             learner = by_contents("learner", told.learner)
             about |= {"data": data, "learner": learner, "train": train, "videos": self.videos.fingerprint}
@@ -71,11 +71,11 @@ class Judgement(NamedTuple):
     manifest: Path
     labels_per_class: int | None
     terms: dict[str, Any]
-    """Other fields of `tasks.protocol.Protocol`."""
+    """``root`` of the manifest, and other fields of `tasks.protocol.Protocol`."""
 
     def key(self, seed: int) -> str:
-        terms = {name: value for name, value in self.terms.items() if name != "workers"}
-        videos = listing(str(self.manifest)).fingerprint
+        terms = {name: value for name, value in self.terms.items() if name not in ("workers", "root")}
+        videos = listing(str(self.manifest), self.terms["root"]).fingerprint
         return _hash([self.task, self.options, videos, self.labels_per_class, terms, seed])
 
 
@@ -151,9 +151,10 @@ class Plan:
         words = [*_words(self.table.common), *self.words, *_words(settings), f"--seed={seed}"]
         chosen = recipe.load(self.recipe, words)
         chosen.needs()
-        manifest = str(Path(chosen.data["manifest"]).resolve())
+        named = {key: chosen.data[key] for key in ("manifest", "root") if chosen.data[key] is not None}
+        places = {key: str(Path(path).resolve()) for key, path in named.items()}
         return replace(
-            chosen, data={**chosen.data, "manifest": manifest}, backbone=absolute("backbone", chosen.backbone),
+            chosen, data={**chosen.data, **places}, backbone=absolute("backbone", chosen.backbone),
             learner=absolute("learner", chosen.learner), evaluate={},
         )  # fmt: skip
 
@@ -167,7 +168,7 @@ def _from_scratch(row: Row) -> bool:
 
 def judgements(
     table: Table, tasks: Mapping[str, Mapping[str, Any]], manifest: Path, manifests: Sequence[Path], *,
-    labels_per_class: int | None, **terms: Any,
+    labels_per_class: int | None, root: str | None = None, **terms: Any,
 ) -> list[Judgement]:  # fmt: skip
     """How the rows of a table are judged: by each task on the recipe's manifest, or on each of several.
 
@@ -179,9 +180,9 @@ def judgements(
     found = []
     for task, options in tasks.items():
         for path, name in zip(judged, distinct_names(judged), strict=True):
-            train_and_test(listing(str(path)))
+            train_and_test(listing(str(path), root))
             column = f"{task} on {name}" if several else task
-            found.append(Judgement(column, task, dict(options), path, labels_per_class, terms))
+            found.append(Judgement(column, task, dict(options), path, labels_per_class, {"root": root, **terms}))
     return found
 
 
@@ -208,7 +209,7 @@ def begin(chosen: Recipe, encoder: str) -> Recipe:
 
 def videos(chosen: Recipe) -> Manifest:
     """What a recipe trains on, as a learner without labels sees it."""
-    whole = listing(chosen.data["manifest"])
+    whole = listing(chosen.data["manifest"], chosen.data["root"])
     return whole if chosen.data["split"] is None else whole.where(chosen.data["split"])
 
 
@@ -250,9 +251,9 @@ def digest(folder: str, weights: str) -> str:
 
 
 @cache
-def listing(path: str) -> Manifest:
+def listing(path: str, root: str | None = None) -> Manifest:
     """A manifest, read once."""
-    return read_manifest(path)
+    return read_manifest(path, root=root)
 
 
 def total_steps(chosen: Recipe, count: int) -> int:

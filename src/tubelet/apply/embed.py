@@ -11,7 +11,7 @@ import numpy
 import torch
 
 from tubelet import dist
-from tubelet.checkpoint import load_backbone, read_about, write_atomically
+from tubelet.checkpoint import load_backbone, read_about, weights_hash, write_atomically
 from tubelet.data.clips import Clips
 from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest, read_manifest
@@ -31,21 +31,27 @@ class Embedded(NamedTuple):
     """N bool."""
     unreadable: dict[str, str]
     """Path -> reason."""
+    weights_hash: str
+    """Of the encoder."""
 
 
-def embed(run: Path, manifest: Place, out: Path, *, clips: int = 1, workers: int = 0, batch: int = 32) -> Embedded:
-    """Encodes every video and writes a table of path, label, group, split, readable and vector.
+def embed(
+    run: Path, manifest: Place, out: Path, *, clips: int = 1, workers: int = 0, batch: int = 32,
+    root: str | Place | None = None,
+) -> Embedded:  # fmt: skip
+    """Encodes every video and writes a table of path, label, group, split, readable, hash of the weights and vector.
 
     Args:
         run: the folder of a run.
         out: ``.parquet`` (a list column ``embedding``), ``.csv`` (columns ``f0`` ...) or ``.npz`` (arrays).
         clips: clips taken along time, whose vectors are averaged.
+        root: what no video may lie outside of; see `tubelet.data.root`.
 
     Raises:
-        TubeletError: the ending of ``out`` is unknown, or no video can be read.
+        TubeletError: the ending of ``out`` is unknown, a video lies outside of the root, or none can be read.
     """
     write = writer(out)
-    about, listing = read_about(run), read_manifest(manifest)
+    about, listing = read_about(run), read_manifest(manifest, root=root)
     found = _encode(run, listing, about["clip"], clips, workers, batch)
     columns: dict[str, list[Any]] = {
         "path": [str(video.path) for video in listing.videos],
@@ -53,6 +59,7 @@ def embed(run: Path, manifest: Place, out: Path, *, clips: int = 1, workers: int
         "group": [video.group for video in listing.videos],
         "split": [video.split for video in listing.videos],
         "readable": found.readable.tolist(),
+        "weights_hash": [found.weights_hash] * len(listing),
     }
     write_atomically(out, lambda temporary: write(temporary, columns, found))
     for path, reason in found.unreadable.items():
@@ -78,7 +85,7 @@ def _encode(run: Path, listing: Manifest, clip: dict[str, Any], clips: int, work
     if not readable.any():
         path, reason = next(iter(loader.unreadable.items()))
         raise TubeletError(f"none of the {len(listing)} videos can be read, such as {path}: {reason}")
-    return Embedded(values, readable, dict(loader.unreadable))
+    return Embedded(values, readable, dict(loader.unreadable), weights_hash(backbone))
 
 
 Columns = dict[str, list[Any]]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet import registry
-from tubelet.checkpoint import load_backbone, read_about, write_json
+from tubelet.checkpoint import load_backbone, read_about, weights_hash, write_json
 from tubelet.data.division import train_and_validation
 from tubelet.data.listing import Manifest, read_manifest
 from tubelet.data.storage import Place
@@ -36,7 +36,7 @@ AVERAGED = ("top1", "top5", "class_mean", "precision", "recall")
 
 def judges(
     evaluate: Mapping[str, Mapping[str, Any]], manifest: Place, clip: Mapping[str, Any], out: Path, *,
-    variant: str, seed: int = 0, **terms: Any,
+    variant: str, root: str | Place | None = None, seed: int = 0, **terms: Any,
 ) -> dict[str, tuple[str, Judge]]:  # fmt: skip
     """What `train` calls while it trains: task -> (when, function of learner and step that answers numbers).
 
@@ -46,6 +46,7 @@ def judges(
     Args:
         evaluate: a recipe's section: task -> its options and ``every``.
         variant: the name of the learner.
+        root: what no video may lie outside of; see `tubelet.data.root`.
         terms: other fields of `Protocol`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -60,7 +61,7 @@ def judges(
     if not evaluate:
         return {}
     try:
-        listing = read_manifest(manifest)
+        listing = read_manifest(manifest, root=root)
         protocol = Protocol.from_manifest(listing, dict(clip), seed=seed, **terms)
         choosing = for_choosing(protocol, listing) if "classify" in evaluate else protocol
     except TubeletError as error:
@@ -92,8 +93,9 @@ def _judge(
 ) -> dict[str, float]:
     with torch.enable_grad():  # the loop judges without gradients, but a task may train a head
         subject = learner if name == "classify" else learner.exported
+        judged = named(name, subject)
         result = task(subject, protocol, folder(out, name, variant))
-    keep(out, {name: {variant: {**result, "step": step}}})
+    keep(out, {name: {variant: {**result, **judged, "step": step}}})
     return {key: result[key] for key in LOGGED if result.get(key) is not None}
 
 
@@ -106,6 +108,7 @@ def evaluate(
     baseline: bool = False,
     still: bool = False,
     labels_per_class: int | None = None,
+    root: str | Place | None = None,
     **terms: Any,
 ) -> Results:
     """Judges the encoder of ``run`` by each task, once for each seed.
@@ -118,6 +121,7 @@ def evaluate(
         baseline: judge the same network untrained too; for ``finetune`` that is the task ``scratch``.
         still: judge the pixels of the middle frame too.
         labels_per_class: learn from that many videos of each class only.
+        root: what no video may lie outside of; see `tubelet.data.root`.
         terms: other fields of `Protocol`.
 
     Returns:
@@ -127,7 +131,7 @@ def evaluate(
     if "classify" in tasks:
         raise TubeletError("a classifier is judged as it is by `tubelet evaluate RUN`, without --tasks")
     about = read_about(run)
-    listing = read_manifest(manifest)
+    listing = read_manifest(manifest, root=root)
     tried: dict[tuple[str, str], dict[int, Result]] = {}
     for seed in seeds:
         protocol = Protocol.from_manifest(
@@ -142,8 +146,9 @@ def evaluate(
                 if "lr" in before:
                     own["lrs"] = (before["lr"],)  # the first seed has chosen for all
                 out = folder(run, name, variant, seed if len(seeds) > 1 else None)
+                judged = named(task, backbone)
                 result = registry.build("tasks", task, **own)(backbone, protocol, out)
-                tried.setdefault((name, variant), {})[seed] = result
+                tried.setdefault((name, variant), {})[seed] = {**result, **judged}
     results: Results = {}
     for (name, variant), by_seed in tried.items():
         facts = {"manifest": str(manifest), "labels_per_class": labels_per_class, "step": about.get("step")}
@@ -152,20 +157,21 @@ def evaluate(
     return results
 
 
-def classifier(run: Path, manifest: Place, **terms: Any) -> Results:
+def classifier(run: Path, manifest: Place, root: str | Place | None = None, **terms: Any) -> Results:
     """Judges a classifier as it is, by the mean softmax over views: ``run`` is one that `tubelet train finetune` made.
 
     ``run`` has the weights of the last step, ``run/best`` those that did best on the videos kept for choosing.
 
     Args:
         manifest: the videos, with labels; those that are not for training are judged.
+        root: what no video may lie outside of; see `tubelet.data.root`.
         terms: fields of `Protocol`.
     """
     about, learner = read_about(run), load_learner(run)
     if not isinstance(learner, Supervised):
         raise TubeletError(f"{run} has no classifier: its learner is {about['learner']['name']}")
     classes, weights = about["classes"], which_weights(about)
-    protocol = Protocol.from_manifest(read_manifest(manifest), dict(about["clip"]), **terms)
+    protocol = Protocol.from_manifest(read_manifest(manifest, root=root), dict(about["clip"]), **terms)
     strange = sorted(set(classes) ^ set(protocol.classes))
     if strange:
         raise TubeletError(
@@ -173,6 +179,7 @@ def classifier(run: Path, manifest: Place, **terms: Any) -> Results:
             f"both is {strange[0]!r}, {'known' if strange[0] in classes else 'in the manifest'}: use the known names "
             "as labels, or name a converted classifier's by `tubelet convert SRC DST --to tubelet --classes FILE`"
         )
+    judged = named("classify", learner)
     order = [classes.index(name) for name in protocol.classes]  # a converted head has its publisher's
     for rows in learner.head.parameters():
         rows.data = rows.data[order]
@@ -180,9 +187,14 @@ def classifier(run: Path, manifest: Place, **terms: Any) -> Results:
         f"{protocol.test_crops} views each")  # fmt: skip
     result = Classify()(learner, protocol, folder(run, "classifier", "supervised"))
     facts = {"manifest": str(manifest), "step": about.get("step"), "weights": weights}
-    results: Results = {"classifier": {"supervised": {**result, **facts}}}
+    results: Results = {"classifier": {"supervised": {**result, **judged, **facts}}}
     keep(run, results)
     return results
+
+
+def named(task: str, judged: nn.Module) -> dict[str, str]:
+    """What a result names the weights by that it judges; those of ``scratch`` are made by the task itself."""
+    return {} if task == "scratch" else {"weights_hash": weights_hash(judged)}
 
 
 def which_weights(about: Mapping[str, Any]) -> str:
@@ -247,7 +259,10 @@ def average(by_seed: Mapping[int, Result]) -> Result:
         **means,
         "interval": list(wilson(round(means["top1"] * first["videos"]), first["videos"])),
         "spread": paired_spread([result["top1"] for result in results]),
-        "seeds": [{"seed": seed, "top1": result["top1"]} for seed, result in by_seed.items()],
+        "seeds": [
+            {"seed": seed} | {key: result[key] for key in ("top1", "weights_hash") if key in result}
+            for seed, result in by_seed.items()
+        ],
         "seconds": sum(result["seconds"] for result in results),
     }
 

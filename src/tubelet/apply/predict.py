@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tubelet import dist
-from tubelet.checkpoint import read_about
+from tubelet.checkpoint import read_about, weights_hash
 from tubelet.data import sample
 from tubelet.data.read import probe, read
 from tubelet.data.storage import Place
@@ -37,6 +37,10 @@ class Prediction(NamedTuple):
     whole: Segment
     """The whole video: the mean of the segments' probabilities."""
     segments: list[Segment]
+    weights_hash: str
+    """Of the classifier."""
+    step: int | None
+    """At which training had its weights; None = it was converted."""
 
 
 @torch.no_grad()
@@ -78,7 +82,7 @@ def predict(
     named = [Segment(start, end, _best(row, about["classes"], top))
              for (start, end), row in zip(spans, probabilities, strict=True)]  # fmt: skip
     whole = Segment(0.0, info.duration_s, _best(probabilities.mean(dim=0), about["classes"], top))
-    return Prediction(whole, named)
+    return Prediction(whole, named, weights_hash(learner), about.get("step"))
 
 
 def segments(duration_s: float, segment_s: float) -> list[tuple[float, float]]:

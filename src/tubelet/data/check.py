@@ -190,6 +190,7 @@ def check(
     *,
     workers: int | None = None,
     limit_s: float = LIMIT_S,
+    root: str | Place | None = None,
     drop_duplicates: Literal["exact", "near"] | None = None,
     drop_leaks: bool = False,
 ) -> Checked:
@@ -200,17 +201,19 @@ def check(
         out: the clean manifest; its default is ``clips.csv`` for a tree, and ``NAME-clean.csv`` for ``NAME.csv``.
         workers: processes that decode; None = one a core, 0 = this one, which no crash and no hang is survived in.
         limit_s: seconds that a file may take beyond what its size explains.
+        root: what no video may lie outside of; see `tubelet.data.root`.
         drop_duplicates: leave out copies that are the same byte for byte, or those that look the same too.
         drop_leaks: leave out of training (and of val) what shares its group with what is judged on.
 
     Raises:
-        TubeletError: there is nothing to look at, or the source is one of the files that are to be written.
+        TubeletError: there is nothing to look at, a video lies outside of the root, or the source is one of the files
+            that are to be written.
     """
     source = Path(source)
     places = Outputs(Path(out) if out is not None else _default(source))
     if source in places:
         raise TubeletError(f"{source} would be written over: give the clean manifest another name with -o")
-    manifest, others = inspect.videos_of(source)
+    manifest, others = inspect.videos_of(source, root)
     looks = [inspect.look_at(video) for video in manifest]
     with Journal(places.journal) as journal:
         _look_at_what_is_new(looks, journal, workers, limit_s)

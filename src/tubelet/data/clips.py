@@ -15,6 +15,7 @@ from tubelet.data import audio, read, sample, shards, torchcodec, transform
 from tubelet.data.augment import RandAugment
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Manifest, Video
+from tubelet.data.root import look_again
 from tubelet.types import TubeletError
 
 Sampling = Literal["random", "dense", "segments", "grid"]
@@ -243,6 +244,7 @@ class Clips:
             UnreadableVideo: its file gives no frame.
         """
         video = self.manifest[row]
+        look_again(video.path, self.manifest.root)
         info = read.probe(video.path, video.fps)
         start_s, duration_s = _span(video, info)
         stride = self.strides.get(video.corpus, self.stride) if video.corpus is not None else self.stride

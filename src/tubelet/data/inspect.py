@@ -21,6 +21,7 @@ from tubelet import log
 from tubelet.data import pictures, read, shards, storage
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Manifest, Video, natural_sort, read_manifest
+from tubelet.data.root import root_of, way_out
 from tubelet.data.storage import Place
 from tubelet.data.workers import LIMIT_S, Failure, Workers, cores
 from tubelet.types import TubeletError
@@ -95,17 +96,20 @@ class Scan:
         return f"{len(self.manifest.classes):,}, {videos} videos each"
 
 
-def scan(folder: str | Path, workers: int | None = None, limit_s: float = LIMIT_S) -> Scan:
+def scan(
+    folder: str | Path, workers: int | None = None, limit_s: float = LIMIT_S, root: str | Place | None = None
+) -> Scan:
     """Looks over a tree of videos, or the videos of a manifest or `path label` list.
 
     Args:
         workers: processes that decode; 0 decodes in this one, None takes as many as there are cores.
         limit_s: seconds that a file may take, beyond what its size explains, before its process is stopped.
+        root: what no video may lie outside of; see `tubelet.data.root`.
 
     Raises:
-        TubeletError: there is no such folder, no video in it, or none that can be read.
+        TubeletError: there is no such folder, no video in it, one lies outside of the root, or none can be read.
     """
-    listed, others = videos_of(folder)
+    listed, others = videos_of(folder, root)
     looks = [look_at(video) for video in listed]
     found = dict(decoded(_check, looks, "looking at videos", workers, limit_s))
     unreadable: list[tuple[Place, str]] = []
@@ -122,34 +126,38 @@ def scan(folder: str | Path, workers: int | None = None, limit_s: float = LIMIT_
         place, reason = unreadable[0]
         raise TubeletError(f"none of the {len(found)} videos of {folder} can be read; {place.name}: {reason}")
     return Scan(
-        manifest=Manifest([v for v, _ in kept], listed.classes, listed.source),
+        manifest=Manifest([v for v, _ in kept], listed.classes, listed.source, listed.root),
         unreadable=list(dict.fromkeys(unreadable)),  # a file once, and each span beyond an end
         infos=[i for _, i in kept],
         others=others,
     )
 
 
-def videos_of(source: str | Path) -> tuple[Manifest, dict[str, int]]:
+def videos_of(source: str | Path, root: str | Place | None = None) -> tuple[Manifest, dict[str, int]]:
     """The videos of a tree, or of a manifest or list, and how many files of each kind were passed over in a tree.
 
     In a tree the folder that a video lies in is its label, unless all would have the same one; first-level folders
     called train, val or test become the split.
 
     Raises:
-        TubeletError: there is no such folder or list, or no video in it.
+        TubeletError: there is no such folder or list, no video in it, or one lies outside of ``root``.
     """
     source = Path(source)
     if not source.exists():
         raise TubeletError(f"no such folder or list: {source}")
     if not source.is_dir():
-        return read_manifest(source), {}
-    root = source.resolve()
-    places, others = below(root)
+        return read_manifest(source, root=root), {}
+    folder = source.resolve()
+    places, others = below(folder)
     if not places:
         raise TubeletError(
             f"no videos in {source}: looked for {', '.join(sorted(VIDEO_SUFFIXES))}, folders of frames, zips and tars"
         )
-    return Manifest(_labelled(root, places)), dict(others.most_common(5))
+    bound = None if root is None else root_of(root)
+    for place in places:
+        if bound is not None and (target := way_out(place, bound)) is not None:
+            raise TubeletError(f"{place} is outside of the root {bound}, it leads to {target}: take it away")
+    return Manifest(_labelled(folder, places), root=bound), dict(others.most_common(5))
 
 
 def look_at(video: Video) -> Look:

@@ -24,9 +24,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from tubelet.data.info import PICTURES_FPS
+from tubelet.data.root import root_of, way_out
 from tubelet.data.storage import Place, Url, content, place, resolved, words
 from tubelet.registry import nearest
 from tubelet.types import TubeletError
@@ -59,14 +60,18 @@ class Manifest(Sequence[Video]):
     """Videos in a fixed order: the row of a video is its id.
 
     `classes` belongs to the whole file and is kept by `where` and `take`, so that a class has the same number
-    in training and in testing even where one of them lacks it.
+    in training and in testing even where one of them lacks it. So is `root`, outside of which no video may lie.
     """
 
     def __init__(
-        self, videos: Iterable[Video], classes: Sequence[str] | None = None, source: Place | None = None
+        self,
+        videos: Iterable[Video],
+        classes: Sequence[str] | None = None,
+        source: Place | None = None,
+        root: Place | None = None,
     ) -> None:
         self.videos = list(videos)
-        self.source = source
+        self.source, self.root = source, root
         if classes is None:
             classes = natural_sort({v.label for v in self.videos if v.label is not None})
         self.classes = list(classes)
@@ -124,32 +129,44 @@ class Manifest(Sequence[Video]):
 
     def take(self, rows: Iterable[int]) -> Manifest:
         """Some of the rows, in the order given."""
-        return Manifest([self.videos[row] for row in rows], self.classes, self.source)
+        return Manifest([self.videos[row] for row in rows], self.classes, self.source, self.root)
 
 
-def read_manifest(path: str | Place, split: str | None = None) -> Manifest:
+class Base(NamedTuple):
+    """What the paths of a manifest start at, and what they must not lead out of."""
+
+    folder: Place
+    root: Place | None = None
+
+
+def read_manifest(path: str | Place, split: str | None = None, root: str | Place | None = None) -> Manifest:
     """Reads a CSV, a Parquet table or a `path label` list (a file, or a URL), and keeps one split of it where asked.
+
+    Args:
+        root: a folder or URL that every video must lie in, links and all (see `root.py`), for a manifest that
+            comes from somebody else; None = videos may lie anywhere.
 
     Raises:
         TubeletError: the file is missing, empty or not a manifest, a cell is wrong (the message has line and
-            column), or there is no such split.
+            column), a video lies outside of the root, or there is no such split.
     """
     path = place(path)
     if isinstance(path, Path) and path.is_dir():
         raise TubeletError(f"{path} is a folder; list its videos: tubelet data scan {path} -o clips.csv")
     source = resolved(path)
+    base = Base(source.parent, None if root is None else root_of(root))
     if path.suffix.lower() in PARQUET:
-        videos = _read_parquet(path, _bytes(path), source.parent)
+        videos = _read_parquet(path, _bytes(path), base)
     else:
         text = _text(path, _bytes(path))
         first = next((line for line in text.splitlines() if line.strip()), None)
         if first is None:
             raise TubeletError(f"{path} is empty: a manifest has a header with `path` and a row a video")
         read_rows = _read_list if _is_list(first) else _read_csv
-        videos = read_rows(path, text, source.parent)
+        videos = read_rows(path, text, base)
     if not videos:
         raise TubeletError(f"{path} lists no videos: there is a header but no row below it")
-    manifest = Manifest(videos, _numbered_classes(path, videos), source)
+    manifest = Manifest(videos, _numbered_classes(path, videos), source, base.root)
     return manifest if split is None else manifest.where(split)
 
 
@@ -269,8 +286,8 @@ def _path_and_label(line: str) -> tuple[str, str | None] | None:
     return (found[1], found[2]) if found else None
 
 
-def _read_list(path: Place, text: str, folder: Place) -> list[Video]:
-    rows: list[tuple[str, int | None, str | None]] = []
+def _read_list(path: Place, text: str, base: Base) -> list[Video]:
+    rows: list[tuple[Place, int | None, str | None]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -278,11 +295,11 @@ def _read_list(path: Place, text: str, folder: Place) -> list[Video]:
         if found is None:
             raise TubeletError(f"{path}, line {number}: expected `path label`, got {line.strip()[:60]!r}")
         pictures = re.fullmatch(r"(.*\S)\s+(\d+)", found[0])  # VideoMAE V2 lists folders of pictures with two numbers
-        rows.append((pictures[1], int(pictures[2]), found[1]) if pictures else (found[0], None, found[1]))
-    stretches = _are_stretches(text, [(name, number) for name, number, _ in rows if number is not None])
+        name, count = (pictures[1], int(pictures[2])) if pictures else (found[0], None)
+        rows.append((_located(f"{path}, line {number}", name, base), count, found[1]))
+    stretches = _are_stretches(text, [(where, number) for where, number, _ in rows if number is not None])
     videos = []
-    for name, number, label in rows:
-        where = _absolute(name, folder)
+    for where, number, label in rows:
         if number is None or not stretches:
             videos.append(Video(where, label=label))
         elif number <= 1:
@@ -293,7 +310,7 @@ def _read_list(path: Place, text: str, folder: Place) -> list[Video]:
     return videos
 
 
-def _are_stretches(text: str, numbered: Sequence[tuple[str, int]]) -> bool:
+def _are_stretches(text: str, numbered: Sequence[tuple[Place, int]]) -> bool:
     """Whether the two numbers after a folder are its first picture and how many, and not how many and the label.
 
     VideoMAE V2 has the former in lists for pre-training and the latter in those for fine-tuning. The former also list
@@ -303,7 +320,7 @@ def _are_stretches(text: str, numbered: Sequence[tuple[str, int]]) -> bool:
     return bool(whole) or max((n for _, n in numbered), default=0) <= 1 or len(dict(numbered)) < len(set(numbered))
 
 
-def _read_csv(path: Place, text: str, folder: Place) -> list[Video]:
+def _read_csv(path: Place, text: str, base: Base) -> list[Video]:
     start = len(text) - len(text.lstrip("\r\n"))
     first = text[start:].splitlines()[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_header(first) or ",")
@@ -322,13 +339,13 @@ def _read_csv(path: Place, text: str, folder: Place) -> list[Video]:
                     f"{where}: {len(cells)} cells under {len(columns)} columns; "
                     "a path or label with a comma needs quotes"
                 )
-            videos.append(_video(where, dict(zip(columns, cells, strict=False)), folder))
+            videos.append(_video(where, dict(zip(columns, cells, strict=False)), base))
     except csv.Error as error:
         raise TubeletError(f"{path}, line {reader.line_num}: {error}") from None
     return videos
 
 
-def _read_parquet(path: Place, encoded: bytes, folder: Place) -> list[Video]:
+def _read_parquet(path: Place, encoded: bytes, base: Base) -> list[Video]:
     pyarrow, parquet = _pyarrow()
     try:
         table = parquet.read_table(io.BytesIO(encoded))
@@ -336,7 +353,7 @@ def _read_parquet(path: Place, encoded: bytes, folder: Place) -> list[Video]:
         raise TubeletError(f"{path} is not a Parquet file, or it is damaged") from None
     _checked_columns(path, table.column_names)
     rows = ({name: _cell(value) for name, value in row.items()} for row in table.to_pylist())
-    return [_video(f"{path}, row {number}", row, folder) for number, row in enumerate(rows, start=1)]
+    return [_video(f"{path}, row {number}", row, base) for number, row in enumerate(rows, start=1)]
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -366,14 +383,14 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _video(where: str, row: Mapping[str, str], folder: Place) -> Video:
+def _video(where: str, row: Mapping[str, str], base: Base) -> Video:
     if not row["path"].strip():
         raise TubeletError(f"{where}: the path is empty")
     start_s, end_s = _number(where, row, "start_s"), _number(where, row, "end_s")
     if end_s is not None and end_s <= (start_s or 0.0):
         raise TubeletError(f"{where}: end_s ({end_s:g}) is not after start_s ({start_s or 0:g})")
     return Video(
-        path=_absolute(row["path"], folder),
+        path=_located(where, row["path"], base),
         start_s=start_s,
         end_s=end_s,
         label=row.get("label", "").strip() or None,
@@ -396,6 +413,22 @@ def _number(where: str, row: Mapping[str, str], column: str, of: str = "seconds"
     if not (math.isfinite(value) and value >= 0) or (of != "seconds" and value == 0):
         raise TubeletError(f"{where}, column {column}: {text!r} is not a number of {of}")
     return value
+
+
+def _located(where: str, text: str, base: Base) -> Place:
+    """The place that a row names.
+
+    Raises:
+        TubeletError: it is none, or leads out of the root.
+    """
+    if "\0" in text:
+        raise TubeletError(f"{where}: the path holds a zero byte")
+    found = _absolute(text, base.folder)
+    target = None if base.root is None else way_out(found, base.root)
+    if target is not None:
+        leads = "" if str(target) == text.strip() else f", which leads to {target}"
+        raise TubeletError(f"{where}: {text.strip()!r} is outside of the root {base.root}{leads}: leave the row out")
+    return found
 
 
 def _absolute(text: str, folder: Place) -> Place:

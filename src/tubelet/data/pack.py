@@ -98,7 +98,7 @@ def pack(
         finished = {number for number, some in enumerate(members) if _is_finished(out, number, some)}
         todo = [unit for number, some in enumerate(members) if number not in finished for unit in some]
         crew: Workers[int, Made] = Workers(
-            lambda number: make(units[number], packing, manifest.source, folder),
+            lambda number: make(units[number], packing, manifest.source, folder, manifest.root),
             cores() if workers is None else workers,
             lambda number: limit_s * max(1.0, size_of(units[number].video.path) / UNHURRIED),
         )  # fmt: skip

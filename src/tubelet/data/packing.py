@@ -20,6 +20,7 @@ from tubelet.data import decode, encode, pictures, read, sample, shards, storage
 from tubelet.data.encode import OnDisk
 from tubelet.data.info import UnreadableVideo, VideoInfo, mercy_s
 from tubelet.data.listing import Video, written
+from tubelet.data.root import look_again
 from tubelet.data.storage import Place
 from tubelet.types import TubeletError
 
@@ -135,10 +136,11 @@ class Made:
 # One video, in a worker
 
 
-def make(unit: Unit, packing: Packing, source: Place | None, folder: Path) -> Made:
+def make(unit: Unit, packing: Packing, source: Place | None, folder: Path, root: Place | None = None) -> Made:
     """A sample, or why there is none: a video that is bad must never stop the others, and all else must stop."""
     stamp = source_stamp(unit.video.path)  # before it is read: what changes meanwhile is noticed by the next start
     try:
+        look_again(unit.video.path, root)
         return replace(_encode(unit, packing, source, folder), stamp=stamp)
     except UnreadableVideo as error:
         return Made(left_out=error.reason, is_passing=_is_of_storage(error), stamp=stamp)

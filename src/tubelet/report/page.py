@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from tubelet.log import read_metrics
 from tubelet.report import figures
 from tubelet.report.gather import ReportData, gather
 from tubelet.tasks.protocol import counted
+from tubelet.train.verdict import verdict
 from tubelet.types import TubeletError
 
 __all__ = ["ReportData", "gather", "write_report"]
@@ -44,6 +46,16 @@ class Line(NamedTuple):
     seeds: str
 
 
+class Trouble(NamedTuple):
+    """Something that was wrong with the run while it trained."""
+
+    step: int
+    """From when on."""
+    text: str
+    over: bool
+    """Whether it had passed by the end."""
+
+
 def write_report(run: Path, data: ReportData | None = None) -> Path:
     """Writes ``run/report.html`` from the files of the run, and from ``data`` what `gather` found of single clips.
 
@@ -63,14 +75,18 @@ def write_report(run: Path, data: ReportData | None = None) -> Path:
         "command_name": shlex.quote(str(run)),
         "summary": summarise(results, about, provenance, chance),
         "lines": table(results, learner),
+        "judged": judged(results),
         "chance": _percent(chance) if chance is not None else "",
         "bars": _figure(figures.bars, results, chance) if results else "",
         "curves": curves(metrics, chance),
+        "health": health_curves(metrics),
+        "troubles": troubles(metrics, labelled="classes" in about),
         "confusion": best_confusion(results, about, learner),
         "map": _map(data),
         "data": data,
         "recipe": _text(run / "recipe.yaml"),
         "cost": cost(provenance, metrics),
+        "starts": starts(provenance),
         "unreadable": unreadable(run / "unreadable.csv"),
         "command": _command(provenance.get("command")),
         "provenance": provenance,
@@ -174,21 +190,66 @@ def _verdict(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
 def curves(metrics: list[dict[str, Any]], chance: float | None) -> list[Markup]:
     """Loss, learning rate and accuracy of the probes over the steps, as far as they were logged."""
 
-    def pick(key: str) -> tuple[list[float], list[float]]:
-        chosen = [(line["step"], line[key]) for line in metrics if isinstance(line.get(key), int | float)]
-        return [float(step) for step, _ in chosen], [float(value) for _, value in chosen]
-
     probes = sorted({key for line in metrics for key in line if key.endswith("/top1")})
     made = []
     if any("loss" in line for line in metrics):
-        made.append(_figure(figures.curve, "Loss", {"loss": pick("loss")}, "training loss (no unit)", smooth=True))
+        losses = {"loss": _pick(metrics, "loss")}
+        made.append(_figure(figures.curve, "Loss", losses, "training loss (no unit)", smooth=True))
     if probes:
-        lines = {key.removesuffix("/top1"): pick(key) for key in probes}
+        lines = {key.removesuffix("/top1"): _pick(metrics, key) for key in probes}
         level = None if chance is None else ("chance", chance)
         made.append(_figure(figures.curve, "Probe", lines, "accuracy during training (%)", percent=True, level=level))
     if any("lr" in line for line in metrics):
-        made.append(_figure(figures.curve, "Learning rate", {"learning rate": pick("lr")}, "learning rate (1 / step)"))
+        rates = {"learning rate": _pick(metrics, "lr")}
+        made.append(_figure(figures.curve, "Learning rate", rates, "learning rate (1 / step)"))
     return made
+
+
+def health_curves(metrics: list[dict[str, Any]]) -> list[tuple[Markup, str]]:
+    """What was examined during training, with a sentence on how to read it; nothing where nothing was."""
+    losses = sorted({key for line in metrics for key in line if key.startswith("health/loss")})
+    shown: list[tuple[str, dict[str, str], str, bool, str]] = [
+        ("Effective rank", {"effective rank": "health/effective_rank"}, "effective rank (directions)", False,
+         "How many directions the embeddings use (RankMe). A fall towards 1 is a collapse."),
+        ("Spread", {"spread": "health/spread", "dead dimensions": "health/dead"}, "share (%)", True,
+         "How far embeddings lie apart, beside their length; and the share of dimensions that are the same for all."),
+        ("Consistency", {"same video": "health/same", "other videos": "health/other", "nearest is the same video":
+         "health/nearest"}, "cosine, or share of clips (no unit)", False,
+         "How alike two clips of one video are, and clips of different videos; and how often a clip's nearest is the "
+         "other one of its video."),
+        ("Loss on fixed clips", {key.removeprefix("health/"): key for key in losses}, "loss (no unit)", False,
+         "Always the same clips under the same masks. It should not rise for long."),
+        ("Gradient", {"norm of the gradient": "grad_norm"}, "norm of the gradient (no unit)", False,
+         "Before clipping. A jump of many times the usual comes before divergence."),
+        ("Update", {"update": "update_ratio"}, "change of the weights in one step (%)", True,
+         "Beside the weights' size. 0.1 to 1 % is usual."),
+    ]  # fmt: skip
+    if not any(key.startswith("health/") for line in metrics for key in line):
+        return []
+    made = []
+    for name, keys, unit, percent, meaning in shown:
+        lines = {label: picked for label, key in keys.items() if (picked := _pick(metrics, key))[0]}
+        if lines:
+            smooth = name == "Gradient"
+            made.append((_figure(figures.curve, name, lines, unit, percent=percent, smooth=smooth), meaning))
+    return made
+
+
+def troubles(metrics: list[dict[str, Any]], labelled: bool) -> list[Trouble]:
+    """What was wrong at any examination, as it was said first."""
+    first: dict[str, tuple[int, str]] = {}
+    for index, line in enumerate(metrics):
+        if any(key.startswith("health/") for key in line):
+            for name, text in verdict(metrics[: index + 1], labelled).items():
+                first.setdefault(name, (line["step"], text))
+    last = verdict(metrics, labelled)
+    return [Trouble(step, text, name not in last) for name, (step, text) in first.items()]
+
+
+def _pick(metrics: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """The steps at which a number was logged, and its values."""
+    chosen = [(line["step"], line[key]) for line in metrics if isinstance(line.get(key), int | float)]
+    return [float(step) for step, _ in chosen], [float(value) for _, value in chosen]
 
 
 def best_confusion(results: Results, about: dict[str, Any], learner: str) -> dict[str, Any]:
@@ -210,22 +271,75 @@ def best_confusion(results: Results, about: dict[str, Any], learner: str) -> dic
             "width": 520 if len(classes) <= 12 else 760 if len(classes) <= 30 else 1040}  # fmt: skip
 
 
+def judged(results: Results) -> list[str]:
+    """Which weights the numbers are of, by their hash, and the tasks that judged them."""
+    tasks: dict[str, list[str]] = {}
+    for task, variants in results.items():
+        for variant, result in variants.items():
+            if "weights_hash" in result:
+                step = "" if variant in BASELINES or result.get("step") is None else f" of step {result['step']:,}"
+                tasks.setdefault(f"{variant}{step} {result['weights_hash']}", []).append(task)
+    return [f"{weights} ({', '.join(names)})" for weights, names in tasks.items()]
+
+
+def starts(provenance: dict[str, Any]) -> list[list[str]]:
+    """A line for each start of the training: when, on what, by which code, its steps and seconds, how it ended."""
+    lines = []
+    for start in provenance.get("starts", []):
+        count = start.get("processes")
+        where = f"{start.get('machine', '–')}{f', {count} processes' if count and count > 1 else ''}"
+        steps = "–" if start.get("from_step") is None else f"{start['from_step']:,} – {start['to_step']:,}"
+        took = _duration(start["seconds"]) if "seconds" in start else "–"
+        ended = start["ended"] or "not yet, or killed"
+        lines.append([start["started"][:16].replace("T", " "), where, _code(start.get("code")), steps, took, ended])
+    return lines
+
+
+def _code(code: dict[str, Any] | None) -> str:
+    """The code of a start: "0.1.0, commit 1a2b3c4 with changes"."""
+    if not code:
+        return "–"
+    commit = f", commit {code['commit'][:7]}" if "commit" in code else ""
+    return f"{code['version']}{commit}{' with changes' if code.get('changed') else ''}"
+
+
 def cost(provenance: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """What the run took, as names and values."""
     seconds, clips = provenance.get("seconds"), provenance.get("clips_seen")
     rates = sorted(line["clips_per_s"] for line in metrics if line.get("clips_per_s"))
     waits = sorted(line["waiting"] for line in metrics if "waiting" in line)
+    wall = provenance.get("wall_seconds")
+    last = (provenance.get("starts") or [provenance])[-1]  # before there were starts, it stood in the run itself
     rows: list[tuple[str, Any]] = [
         ("training time", _duration(seconds) if seconds else None),
+        ("wall time", f"{_duration(wall)} in all, judging and starting included" if wall else None),
+        ("GPU-hours", _hours(provenance.get("gpu_hours"))),
+        ("core-hours", _hours(provenance.get("core_hours"))),
         ("optimiser steps", provenance.get("steps")),
         ("clips seen", clips),
         ("clips per second", f"{rates[len(rates) // 2]:,.1f} (median)" if rates else None),
         ("waiting for clips", f"{100 * waits[len(waits) // 2]:.0f} % of the time (median)" if waits else None),
-        *((name, provenance.get(name)) for name in ("parameters", "machine", "processes", "versions")),
+        ("parameters", provenance.get("parameters")),
+        ("machine", last.get("machine")),
+        ("hosts", [_host(host) for host in last.get("hosts", [])]),
+        ("processes", last.get("processes")),
+        ("Tubelet", _code(last["code"]) if "code" in last else None),
+        ("versions", last.get("versions")),
         ("seed", str(provenance.get("seed", ""))),
-        *((name, provenance.get(name)) for name in ("started", "finished", "manifest", "fingerprint")),
+        *((name, provenance.get(name)) for name in ("started", "finished", "manifest", "fingerprint", "recipe")),
     ]  # fmt: skip
     return [(name, _plain(value)) for name, value in rows if value not in (None, "", {}, [])]
+
+
+def _host(host: dict[str, Any]) -> str:
+    """A machine: "node1: Intel(R) Xeon(R), 64 cores, 251.5 GiB, 2 x NVIDIA H100 (79.1 GiB)"."""
+    cards = Counter(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in host["gpus"])
+    gpus = "".join(f", {count} x {card}" for card, count in cards.items())
+    return f"{host['host']}: {host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB{gpus}"
+
+
+def _hours(hours: float | None) -> str | None:
+    return None if hours is None else f"{hours:,.3g}"
 
 
 def unreadable(path: Path) -> list[tuple[str, str]]:

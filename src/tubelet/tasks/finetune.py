@@ -198,7 +198,7 @@ class FineTune:
             fit(
                 learner, clips, folder, length=f"{steps} steps", lr=lr, seed=seed, workers=protocol.workers,
                 save="end" if quiet else "every 20 %", about={"learner": head, "classes": protocol.classes},
-                quiet=quiet, **self.training,
+                health=None, quiet=quiet, **self.training,
             )  # fmt: skip
         return learner
 

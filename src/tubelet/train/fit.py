@@ -23,12 +23,14 @@ from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.guard import Guard
+from tubelet.train.health import VIDEOS, Health
 from tubelet.train.optim import adamw, set_rate
 from tubelet.train.parallel import Precision, distribute, shared_cores, whole
 from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
 from tubelet.train.step import take_step
 from tubelet.train.stop import Abandoned, Interrupted, Preempted, Stop, stop_signals
+from tubelet.train.verdict import verdict
 from tubelet.train.watchdog import Watchdog
 from tubelet.types import Batch, TubeletError
 
@@ -69,6 +71,7 @@ def fit(
     grace_s: float = 25.0,
     stall_s: float = 600.0,
     patience: int = 3,
+    health: str | None = "auto",
     parallel: Literal["replicated", "sharded"] = "replicated",
     log_steps: int = 20,
     seed: int = 0,
@@ -101,6 +104,8 @@ def fit(
         grace_s: seconds from SIGTERM or SIGUSR1 in which the step must end and be saved; torchrun kills after 30.
         stall_s: seconds without a finished step after which each process says what it waits for.
         patience: steps in a row whose loss or gradient is not finite: each is skipped, so many go back to a checkpoint.
+        health: when to look whether the run is healthy, such as "every 5 %"; "auto" is that, in runs without labels
+            that are long enough for it to cost next to nothing.
         parallel: what each of several processes has: all weights, or a part of them ("sharded", FSDP2), for networks
             that do not fit one GPU.
         log_steps: steps between two lines of metrics.jsonl.
@@ -167,8 +172,12 @@ def fit(
     ):
         metrics = Metrics(out, after=run.step) if dist.is_main() else None
         guard = Guard(out, clips.manifest, patience)
-        training = _Training(plan, run, model, replica, loader, guard, judges, reached, metrics, stop, watchdog)
-        training.make_up_for(_missed(run, plan, judges))
+        looking = _when_to_look(health, plan, learner)
+        health_of = Health(clips, seed, precision=precision, workers=workers, limit_s=limit_s) if looking else None
+        training = _Training(
+            plan, run, model, replica, loader, guard, judges, reached, metrics, stop, watchdog, looking, health_of
+        )
+        training.begin()
         from_here = Stretch(run, loader)
         while run.step < total:
             training.step()
@@ -225,12 +234,27 @@ class _Training:
     """On the first process."""
     stop: Stop
     watchdog: Watchdog
+    looking: str | None
+    """When to look at its health."""
+    health: Health | None
 
     def __post_init__(self) -> None:
         self.stretch = Stretch(self.run, self.loader, self.run.stretch)
         self.batches = self._batches()
         self.saved = time.monotonic()
         self.guard.skipped, self.guard.in_a_row = self.run.skipped, self.run.in_a_row
+        self.said: set[str] = set()
+        """What is wrong with the run, as far as it was said."""
+
+    def begin(self) -> None:
+        """Looks at the untrained learner, or makes up for what a kill came before."""
+        logged = _logged(self.run)
+        step = self.run.step
+        if self.looking and "health" not in logged and (step == 0 or self.plan.due(self.looking, step)):
+            self._look()
+        if step:
+            due = [name for name, (when, _) in self.judges.items() if self.plan.due(when, step)]
+            self._judge([name for name in due if name not in logged])
 
     def step(self) -> None:
         """One step of every phase, with the learner's hooks around it; a flawed one changes nothing but counters."""
@@ -278,14 +302,12 @@ class _Training:
         due = [name for name, (when, _) in self.judges.items() if plan.due(when, run.step)]
         if stopping or late or due or plan.due(plan.save, run.step):
             self._save()  # before it is judged, which can take long
-        if due and not stopping:
+        if not stopping:
+            if self.looking and plan.due(self.looking, run.step):
+                self._look()
             self._judge(due)
         if stopping or due:
             self._stop_if_asked()
-
-    def make_up_for(self, judgements: list[str]) -> None:
-        """Judges what a kill came before."""
-        self._judge(judgements)
 
     def _batches(self) -> Iterator[Batch]:
         return self.loader.batches(self.run.position, dist.device())
@@ -299,6 +321,18 @@ class _Training:
             }  # fmt: skip
             self.metrics.write(run.step, **found, **self.stretch.summary(run, self.loader, plan.batch))
         self.stretch = Stretch(run, self.loader)
+
+    def _look(self) -> None:
+        """Looks at the health of the run, and says what is wrong, once."""
+        assert self.health is not None
+        with self.watchdog.paused():
+            numbers = self.health.examine(self.run.learner)
+        if self.metrics:
+            self.metrics.write(self.run.step, **{f"health/{name}": value for name, value in numbers.items()})
+            found = verdict(read_metrics(self.metrics.path), self.run.learner.needs_labels)
+            for name in found.keys() - self.said:
+                warn(f"step {self.run.step}: {found[name]}")
+            self.said = set(found)
 
     def _save(self) -> None:
         run = self.run
@@ -371,14 +405,20 @@ def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) 
             raise TubeletError(f"train.{name} must be 0 or more, not {value:g}")
 
 
-def _missed(run: RunState, plan: _Plan, judges: dict[str, tuple[str, Judge]]) -> list[str]:
-    """The judgements that a kill came before: due at the step of the checkpoint, and in no line of the log."""
-    if run.step == 0:
-        return []
+def _when_to_look(health: str | None, plan: _Plan, learner: Learner) -> str | None:
+    """When to look at the health of a run: with "auto", never where looking is more than a 20th of the work."""
+    if health != "auto":
+        if health is not None:
+            plan.due(health, 0)  # what cannot be read is said now
+        return health
+    clips = plan.total // 20 * plan.batch
+    return None if learner.needs_labels or clips < 20 * VIDEOS else "every 5 %"
+
+
+def _logged(run: RunState) -> set[str]:
+    """What the log has of judgements and the like at the step of the checkpoint, as the first process sees it."""
     lines = [line for line in read_metrics(run.out / "metrics.jsonl") if line["step"] == run.step]
-    done = {key.partition("/")[0] for line in lines for key in line}
-    missed = [name for name, (when, _) in judges.items() if name not in done and plan.due(when, run.step)]
-    return dist.from_first(lambda: missed)
+    return dist.from_first(lambda: {key.partition("/")[0] for line in lines for key in line})
 
 
 def _report_unreadable(loader: Loader, run: RunState, limit: float) -> None:

@@ -24,6 +24,7 @@ from tubelet import dist
 from tubelet.checkpoint import write_json
 from tubelet.data.workers import cores
 from tubelet.log import warn
+from tubelet.train.stop import Preempted
 
 PACKAGES = (
     "torch", "numpy", "av", "jsonargparse", "safetensors", "rich", "pyarrow", "scikit-image", "scikit-learn",
@@ -32,8 +33,6 @@ PACKAGES = (
 """What Tubelet uses, extras included, where it is installed."""
 TOTALS = {"seconds": "wall_seconds", "gpu_hours": "gpu_hours", "core_hours": "core_hours"}
 """What starts add up to: its name in a start -> its name in the run."""
-PREEMPTED = 75
-"""Exit code of a training that a batch system asked to leave."""
 
 
 class Provenance:
@@ -57,7 +56,7 @@ class Provenance:
         self.gpus, self.cores = sum(len(host["gpus"]) for host in hosts), sum(host["cores"] for host in hosts)
         self.start: dict[str, Any] = {
             "started": _now(),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": _command(),
             "machine": describe_machine(),
             "processes": dist.world_size(),
             "hosts": hosts,
@@ -99,7 +98,7 @@ class Provenance:
             self.start["ended"] = "finished"
             self.told.setdefault("finished", _now())  # the same command once more changes nothing
         elif isinstance(error, KeyboardInterrupt):
-            self.start["ended"] = "pre-empted" if getattr(error, "exit_code", None) == PREEMPTED else "interrupted"
+            self.start["ended"] = "pre-empted" if isinstance(error, Preempted) else "interrupted"
         else:
             self.start |= {"ended": "error", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
         self._write()
@@ -194,6 +193,13 @@ def code() -> dict[str, Any]:
     if tracked is not None and (commit := _git("rev-parse", "HEAD")):
         found |= {"commit": commit, "changed": bool(_git("status", "--porcelain", "--", ".."))}
     return found
+
+
+def _command() -> str:
+    """The words that started this process, without the folders of the program."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name  # python -m tubelet
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def _git(*words: str) -> str | None:

@@ -26,7 +26,7 @@ from tubelet.types import TubeletError
 FREE = {("data", "root")} | {
     ("train", name)
     for name in (
-        "workers", "quiet", "log_steps", "limit_s", "max_unreadable", "parallel", "save", "save_async", "keep",
+        "workers", "quiet", "log_steps", "limit_s", "max_unreadable", "parallel", "save", "keep",
         "grace_s", "stall_s", "health",
     )
 }  # fmt: skip
@@ -191,7 +191,7 @@ def make_clips(recipe: Recipe) -> Clips:
         TubeletError: the manifest has nothing to train on, or a split is asked for that `classify` may judge.
     """
     options = dict(recipe.data)
-    whole = read_manifest(options.pop("manifest"))
+    whole = read_manifest(options.pop("manifest"), root=options.pop("root", None))
     split = options.pop("split", None)
     manifest = whole if split is None else whole.where(split)
     if registry.find("methods", recipe.learner["name"]).needs_labels:

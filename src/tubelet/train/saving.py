@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from tubelet import dist
@@ -79,7 +79,8 @@ class Saver:
         try:
             self._bring_to_disk(tensors, facts)
             self.failure, self.written = None, facts["step"]
-        except Exception as error:  # a full disk must not end a run; whoever waits is told
+        except (Exception, CheckpointException) as error:  # torch's is none of the former
+            # a full disk must not end a run; whoever waits is told
             self.failure = _in_words(error)
             say(
                 f"error: the checkpoint of step {facts['step']} could not be written: {self.failure}. Training goes "

@@ -23,6 +23,9 @@ GRADIENT = 50.0
 UPDATE = 0.05
 """Of the weights' norm in one step: 0.003 at a learning rate that is right, 0.1 at a hundred times that."""
 WAITING = 0.5
+"""Of the time, from which on a run is starved, when it is STARTING no more."""
+STARTING = 100
+"""Steps in which workers may yet be filling their queues."""
 
 
 def verdict(lines: Sequence[Mapping[str, Any]], labelled: bool = False) -> dict[str, str]:
@@ -123,8 +126,9 @@ def _explodes(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _starves(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    waiting = _numbers(lines, "waiting")[-5:]
-    if len(waiting) < 5 or median(waiting) <= WAITING:
+    lines = [line for line in lines if "waiting" in line]
+    waiting = _numbers(lines[-5:], "waiting")
+    if len(waiting) < 5 or lines[-1]["step"] - lines[0]["step"] < STARTING or median(waiting) <= WAITING:
         return None
     return (
         f"the run is starved: {median(waiting):.0%} of the time is spent waiting for clips. Raise train.workers where "

@@ -90,7 +90,7 @@ class Watchdog:
             elif steps and still_s > max(_LIMITS * self.limit_s, _STEPS * longest_s):
                 self._leave(still_s)
             elif still_s >= patience_s:
-                shout(f"{self._complaint(still_s)}")
+                shout(self._complaint(still_s))
                 patience_s *= 2
 
     def _complaint(self, still_s: float) -> str:
