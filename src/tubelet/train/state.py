@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tubelet import dist, draws
-from tubelet.checkpoint import read_about, replace_folder, save_weights, settle_folder, write_json
+from tubelet.checkpoint import read_about, replace_folder, save_weights, settle_folder, tensors_hash, write_json
 from tubelet.learner import Learner
 from tubelet.log import say, warn
 from tubelet.train.checkpoints import Checkpoint, Checkpoints
@@ -116,7 +116,8 @@ class RunState:
             self.out / "backbone.json",
             {
                 "backbone": self.learner.exported.config, "step": checkpoint.facts["step"],
-                "weights": "moving average" if averaged else "as trained", **self.about,
+                "weights": "moving average" if averaged else "as trained", "weights_hash": tensors_hash(backbone),
+                **self.about,
             },
         )  # fmt: skip
 
