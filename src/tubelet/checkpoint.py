@@ -109,9 +109,12 @@ def read_about(path: str | Path) -> dict[str, Any]:
     """What stands beside the weights: ``backbone`` (its configuration), ``clip``, ``step`` and so on."""
     about, _ = backbone_files(path)
     try:
-        return json.loads(about.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        told = json.loads(about.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TubeletError(f"{about} is damaged: {error}") from error
+    if not isinstance(told, dict) or not isinstance(told.get("backbone"), dict) or "name" not in told["backbone"]:
+        raise TubeletError(f"{about} is damaged: it describes no backbone")
+    return told
 
 
 def load_backbone(path: str | Path) -> Backbone:

@@ -65,13 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(text: str, code: int) -> int:
     """One line; of several processes that start alike only the first speaks, later each for itself."""
+    from tubelet.log import CONTROLS
+
     rank = os.environ.get("RANK", "0")
     distributed = sys.modules.get("torch.distributed")
     started = distributed is not None and distributed.is_available() and distributed.is_initialized()
     if rank == "0" or started:
         who = f"process {rank}: " if rank != "0" else ""
         label = "" if code in (130, 75) else "error: "
-        print(f"{label}{who}{' '.join(text.split())}", file=sys.stderr)
+        print(f"{label}{who}{' '.join(text.split()).translate(CONTROLS)}", file=sys.stderr)
     return code
 
 

@@ -15,13 +15,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 """For people: everything but results goes to standard error, and only the first process speaks."""
 
 
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""Characters that tell a terminal what to do, and how they are shown: a file's name may hold them."""
+
+
 def say(text: str, style: str | None = None) -> None:
-    console.print(text, style=style, markup=False, soft_wrap=True)
+    console.print(text.translate(CONTROLS), style=style, markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -34,17 +39,17 @@ def shout(text: str) -> None:
     From any thread: it takes no lock, such as the console's, that a thread which hangs could hold.
     """
     rank = os.environ.get("RANK", "0")
-    line = f"warning: process {rank} ({platform.node()}, pid {os.getpid()}): {' '.join(text.split())}\n"
+    line = f"warning: process {rank} ({platform.node()}, pid {os.getpid()}): {' '.join(text.split()).translate(CONTROLS)}\n"
     os.write(2, line.encode(errors="backslashreplace"))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """A table for the terminal: the first column is left-aligned, the others are numbers."""
-    grid = Table(title=title, title_justify="left", header_style="bold")
+    grid = Table(title=Text(str(title).translate(CONTROLS)), title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(cell.translate(CONTROLS)) for cell in row))  # names of files may look like markup
     return grid
 
 

@@ -70,8 +70,8 @@ def place(folder: str, name: str) -> Place:
         TubeletError: nothing of that name is registered; the message has the nearest right one.
     """
     known = catalogue(folder)
-    if name not in known:
-        raise TubeletError(f"no {folder.rstrip('s').replace('/', ' ')} is called {name!r}{nearest(name, known)}")
+    if not isinstance(name, str) or name not in known:  # it may come from a file
+        raise TubeletError(f"no {folder.rstrip('s').replace('/', ' ')} is called {name!r}{nearest(str(name), known)}")
     return known[name]
 
 
@@ -89,8 +89,17 @@ def find(folder: str, name: str) -> Any:
 
 
 def build(folder: str, name: str, **arguments: Any) -> Any:
-    """Constructs what is registered as `name`."""
-    return find(folder, name)(**arguments)
+    """Constructs what is registered as `name`; nothing else can be named.
+
+    Raises:
+        TubeletError: nothing is, or it has no such arguments.
+    """
+    found = find(folder, name)
+    try:
+        inspect.signature(found).bind(**arguments)
+    except TypeError as error:
+        raise TubeletError(f"{name} cannot be made of these settings: {error}") from None
+    return found(**arguments)
 
 
 def schema(module: str, attribute: str) -> Callable[..., Any]:

@@ -126,10 +126,13 @@ def _folder(path: Path) -> Found:
         if (path / name).is_file():
             return load(path / name)
         if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            listed = read_json(index).get("weight_map")
+            shards = set(map(str, listed.values())) if isinstance(listed, dict) else set()
+            if not shards or any(Path(shard).parts != (shard,) or shard == ".." for shard in shards):
+                raise TubeletError(f"{index} is damaged: it must name files beside it")
             tensors: dict[str, Tensor] = {}
-            for shard in shards:
-                tensors |= load(path / Path(shard).name).tensors
+            for shard in sorted(shards):
+                tensors |= load(path / shard).tensors
             return Found(path, tensors, config=_config(path))
     if (path / "mp_rank_00_model_states.pt").is_file():
         return load(path / "mp_rank_00_model_states.pt")

@@ -19,7 +19,7 @@ import numpy
 from av.stream import Discard
 
 from tubelet.data import read, storage
-from tubelet.data.container import PICTURES
+from tubelet.data.container import FORMATS, PICTURES
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.storage import Place
 
@@ -250,7 +250,7 @@ class Track:
         yield from self.container.demux(self.stream)
 
     def _open(self) -> None:
-        options = {"protocol_whitelist": "file"}
+        options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
         try:
             self.source = self._source()
             self.container = av.open(self.source, "r", options=options, metadata_errors="replace")

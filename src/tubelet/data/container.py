@@ -23,6 +23,12 @@ av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is said once
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 """Streams that FFmpeg calls video and that are covers, thumbnails or photographs."""
 
+LEADS_ELSEWHERE = {"concat", "dash", "hls", "image2", "imf", "mlv", "rtp", "rtsp", "sap", "sdp", "vobsub"}
+"""Formats of FFmpeg that are no video but name others, here or on a network, which it would open in their place."""
+FORMATS = ",".join(sorted(av.formats_available - LEADS_ELSEWHERE))
+"""For FFmpeg's option ``format_whitelist``. Without it a playlist that is called a video shows any video there is."""
+PLAYLISTS = (b"#EXTM3U", b"ffconcat version")
+
 NOT_VIDEO_CODECS = {"ansi", "bintext", "xbin", "idf"}  # text drawn as pictures
 FALLBACK_FPS = 25.0
 
@@ -60,7 +66,7 @@ def open_container(path: Place, file: Callable[[], BinaryIO] | None) -> tuple[In
         container = av.open(
             str(path) if is_local else source,
             mode="r",
-            options={"protocol_whitelist": "file" if is_local else "none"},
+            options={"protocol_whitelist": "file" if is_local else "none", "format_whitelist": FORMATS},
             metadata_errors="replace",
         )
     except (av.FFmpegError, OSError, ValueError):
@@ -81,6 +87,8 @@ def _guess_what_it_is(head: bytes) -> str:
         return "the file is empty (zero bytes)"
     if head[4:8] in (b"ftyp", b"mdat", b"moov"):
         return "its index (moov) is missing or damaged: an interrupted download or recording"
+    if head.startswith(PLAYLISTS):
+        return "a text file, not a video: a playlist, name the files that it names"
     if re.fullmatch(rb"[\t\n\r\x20-\x7e\x80-\xff]+", head):
         return "a text file, not a video"
     return "not a video file, or its header is damaged"

@@ -40,8 +40,20 @@ ARCHIVES = {".zip", ".tar", ".tgz", ".gz"}
 CODECS = {b"\xff\xd8\xff": "mjpeg", b"\x89PN": "png", b"RIF": "webp"}
 """By what a file begins with, whatever its name."""
 NUMBERED = re.compile(r"(.*?)\d+(\.\w+)")
+MOST_BYTES = 1 << 28
+"""Of a picture, when it is unpacked: more is a bomb. A deflated zip can hold a thousand times its own size."""
+MOST_PIXELS = 1 << 27
+"""Of a picture; a frame of 16K has a few less. Room is made for all that a header claims."""
+MOST_OF_HEADER = 1 << 24
+"""Bytes that a header of a tar may ask for: long names take a few thousand."""
+MOST_OF_FILE = 1 << 43
+"""Bytes that a file in a tar may have: no disk here holds a larger one."""
 LOCKED = -1
 """Stands for how a member of a zip is packed, where it is encrypted."""
+
+
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, ValueError)
+"""What listing an archive raises that is damaged, or made to do damage."""
 
 
 class Series(Protocol):
@@ -168,7 +180,8 @@ class Decoder:
         if codec == "png" or codec not in self.contexts:  # one for PNG mixes a picture with the one before it
             context = av.CodecContext.create(codec, "r")
             context.thread_count = 1
-            context.options = {"err_detect": "crccheck+explode"}  # half a picture is not filled up with grey
+            # Half a picture is not filled up with grey.
+            context.options = {"err_detect": "crccheck+explode", "max_pixels": str(MOST_PIXELS)}
             self.contexts[codec] = context
         return self.contexts[codec]
 
@@ -291,9 +304,12 @@ class Zip(Tar):
         start = 30 + int.from_bytes(packed[26:28], "little") + int.from_bytes(packed[28:30], "little")
         found = packed[start : start + size]
         try:
-            found = zlib.decompress(found, -zlib.MAX_WBITS) if method == zipfile.ZIP_DEFLATED else found
+            if method == zipfile.ZIP_DEFLATED:
+                found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(found, MOST_BYTES + 1)
         except zlib.error:
             found = b""
+        if len(found) > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MiB, which no picture has: a zip bomb")
         if zlib.crc32(found) != checksum:
             raise ValueError("the zip is damaged there: its checksum differs")
         return found
@@ -337,7 +353,7 @@ def _members(archive: Place, _stamp: storage.Stamp | None) -> dict[str, Members]
     with storage.opened(archive) as file:
         try:
             rows = list(_zipped(file) if kind == ".zip" else _tarred(file))
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+        except DAMAGED as error:
             raise UnreadableVideo(archive, f"not a {kind[1:]} that can be read, or it is damaged: {error}") from None
     found = defaultdict[str, tuple[list[str], list[tuple[int, ...]]]](lambda: ([], []))
     for path, row in rows:
@@ -350,13 +366,41 @@ def _members(archive: Place, _stamp: storage.Stamp | None) -> dict[str, Members]
     return {folder: Members(names, numpy.array(places)) for folder, (names, places) in found.items()}
 
 
+def leads_out(name: str) -> bool:
+    """Whether a name in an archive would be a place outside of it. What is called so is passed over."""
+    return name.startswith("/") or ".." in name.split("/")
+
+
+class Headers:
+    """A tar for `tarfile`, which reads no more than headers here, and is given no more than a header may be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.tell, self.seek = file.tell, file.seek
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= MOST_OF_HEADER:
+            raise tarfile.ReadError(f"a header of it claims {count:,} bytes")
+        return self.file.read(count)
+
+
 def files_of_tar(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar, one by one. Raises `tarfile.TarError` where it is none."""
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
-            archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - or it keeps every one in memory
-            if member.isfile():
-                yield member
+    """The files in a tar, one by one: no links, devices or names that lead out of it.
+
+    Raises:
+        tarfile.TarError: it is none, or damaged.
+    """
+    stream: Any = Headers(file)
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - or it keeps every one in memory
+                if not 0 <= member.size <= MOST_OF_FILE:  # less than none, and it would be met again for ever
+                    raise tarfile.ReadError(f"a file in it claims {member.size:,} bytes")
+                if member.isfile() and not leads_out(member.name):
+                    yield member
+    except (ValueError, IndexError, OverflowError) as error:
+        raise tarfile.ReadError(f"a header of it makes no sense ({error})") from None
 
 
 def _tarred(file: BinaryIO) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -370,4 +414,5 @@ def _zipped(file: BinaryIO) -> Iterator[tuple[str, tuple[int, ...]]]:
         for member, end in zip(listed, ends, strict=True):
             method = LOCKED if member.flag_bits & 1 else member.compress_type
             start = member.header_offset
-            yield member.filename, (start, end - start, method, member.compress_size, member.CRC)
+            if not leads_out(member.filename):
+                yield member.filename, (start, end - start, method, member.compress_size, member.CRC)

@@ -51,6 +51,8 @@ REQUEST = 1 << 20
 """Asking object storage once more takes about as long as so many bytes do."""
 TOGETHER = 32
 """So many frames are read at once when all are wanted."""
+MOST_FRAMES = 10_000_000
+"""Of a sample: four days. Room is made for the time of each that a JSON claims."""
 WHOLE = 8 << 20
 """Files up to this size are read in one go, and their checksum is compared; larger ones as a decoder asks."""
 
@@ -199,6 +201,8 @@ def parse_index(text: str) -> Index:
     rows = [line.split(" ") for line in lines]
     if any(len(row) != 6 for row in rows):
         raise ValueError("a line of it has more or less than six words")
+    if any(pictures.leads_out(row[0]) for row in rows):
+        raise ValueError("a key of it leads out of the shard")
     columns = list(zip(*rows, strict=True)) or [()] * 6
     offsets, sizes, json_sizes = (numpy.array(column, dtype=numpy.int64) for column in columns[1:4])
     json_checksums, checksums = (
@@ -327,6 +331,8 @@ def _starts_s(found: Sample, fps: float | None) -> numpy.ndarray:
     if "starts_s" in found.about and _packed(found):
         return numpy.array(found.about["starts_s"], dtype=numpy.float64)
     count = found.about["frames"] if _packed(found) else len(_pictures(found).sizes)
+    if not 0 < count <= MOST_FRAMES:
+        raise UnreadableVideo(found.place, f"it is damaged: its JSON claims {count:,} frames")
     return numpy.arange(count) / _rate(found, fps)
 
 

@@ -106,9 +106,12 @@ def part(source: Place, offset: int, count: int) -> bytes:
     Raises:
         OSError: there are fewer bytes, or none.
     """
+    if offset < 0 or count < 0:
+        raise OSError(f"{source} is damaged: something in it lies at byte {offset:,} and has {count:,} bytes")
     if isinstance(source, Path):
         file = _descriptor(source, stamp(source), os.getpid())  # held: another thread may crowd it out of the cache
-        found = os.pread(file.fileno(), count, offset)
+        there = max(0, os.fstat(file.fileno()).st_size - offset)  # no room is made for what an archive only claims
+        found = os.pread(file.fileno(), min(count, there), offset) if there else b""
     else:
         with _asking(source) as (system, path):
             found = bytes(system.cat_file(path, start=offset, end=offset + count))

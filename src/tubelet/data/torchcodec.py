@@ -27,7 +27,7 @@ import numpy
 from tubelet import log
 from tubelet.data import read as reading
 from tubelet.data import storage
-from tubelet.data.container import PICTURES
+from tubelet.data.container import FORMATS, PICTURES
 from tubelet.data.info import UnreadableVideo, VideoInfo, mercy_s, shrunk
 from tubelet.data.storage import Place
 from tubelet.data.workers import Failure, Workers
@@ -191,7 +191,7 @@ def _starts(source: Callable[[], str | BinaryIO]) -> tuple[numpy.ndarray, float]
 
     None where packets have no stamps, or the stream that torchcodec would take is a cover and no video.
     """
-    options = {"protocol_whitelist": "file"}
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
         with _opened(source) as opened, av.open(opened, "r", options=options, metadata_errors="replace") as container:
             stream = container.streams.best("video")

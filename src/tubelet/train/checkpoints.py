@@ -175,12 +175,14 @@ def _verified(place: Path) -> Checkpoint:
         for name, expected in _sums(place):
             if checksum(place / name) != expected:
                 raise Damaged(f"{place} is damaged: {name} is not what was written")
-        facts = json.loads((place / FACTS).read_text(encoding="utf-8"))
+        found = Checkpoint(place, json.loads((place / FACTS).read_text(encoding="utf-8")))
+        found.tensors()  # right checksums alone do not make it one
     except (OSError, ValueError, SafetensorError) as error:
         raise Damaged(f"{place} is damaged: {error}") from error
-    if facts["format"] > FORMAT:
-        raise TubeletError(f"{place} has format {facts['format']}, this Tubelet reads up to {FORMAT}: upgrade Tubelet")
-    return Checkpoint(place, facts)
+    if found.facts["format"] > FORMAT:
+        theirs = found.facts["format"]
+        raise TubeletError(f"{place} has format {theirs}, this Tubelet reads up to {FORMAT}: upgrade Tubelet")
+    return found
 
 
 def _sums(place: Path) -> Iterator[tuple[str, str]]:
