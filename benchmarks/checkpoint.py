@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -97,7 +98,7 @@ def report(
     results: dict[str, Any] = {"step_s": step_s, "bytes": size}
     for arm in ARMS[1:]:
         cost, still = statistics.median(rounds[arm]) - base, statistics.median(blocked[arm])
-        every = max(1, round(max(cost, 0) / (0.02 * step_s)))
+        every = max(1, math.ceil(max(cost, 0) / (0.02 * step_s)))
         results[arm] = {"cost_s": cost, "blocked_s": still, "rounds_s": rounds[arm], "steps_for_2_percent": every}
         print(
             f"{arm:18} stands still {still:.2f} s, costs {cost:.2f} s in all = {cost / step_s:.2f} steps: under 2 % "

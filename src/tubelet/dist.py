@@ -11,6 +11,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from tubelet.types import TubeletError
+
 Answer = TypeVar("Answer")
 
 _PATIENT = timedelta(days=14)
@@ -122,16 +124,23 @@ def gather(value: Any, purpose: str = "waiting") -> list[Any]:
 
 
 def from_first(ask: Callable[[], Answer]) -> Answer:
-    """Asks the first process alone: all get its answer, or raise what it raised, instead of waiting for it."""
+    """Asks the first process alone: all get its answer, or raise what it raised, instead of waiting for it.
+
+    Raises:
+        TubeletError: on the others, with the first one's words.
+    """
     answer: Any = None
+    failure: Exception | None = None
     if is_main():
         try:
             answer = ask()
         except Exception as error:
-            answer = error
-    answer = gather(answer)[0]
-    if isinstance(answer, Exception):
-        raise answer
+            failure = error
+    answer, words = gather((answer, None if failure is None else str(failure)))[0]
+    if failure is not None:
+        raise failure
+    if words is not None:
+        raise TubeletError(words)
     return answer
 
 

@@ -17,6 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from tubelet.types import TubeletError
+
 console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 """For people: everything but results goes to standard error, and only the first process speaks."""
 
@@ -39,7 +41,8 @@ def shout(text: str) -> None:
     From any thread: it takes no lock, such as the console's, that a thread which hangs could hold.
     """
     rank = os.environ.get("RANK", "0")
-    line = f"warning: process {rank} ({platform.node()}, pid {os.getpid()}): {' '.join(text.split()).translate(CONTROLS)}\n"
+    words = " ".join(text.split()).translate(CONTROLS)
+    line = f"warning: process {rank} ({platform.node()}, pid {os.getpid()}): {words}\n"
     os.write(2, line.encode(errors="backslashreplace"))
 
 
@@ -101,21 +104,32 @@ class Metrics:
 
     def _flush(self) -> None:
         """Writes the lines that wait, all or none."""
-        before = self.path.stat().st_size if self.path.exists() else 0
+        before = None
         try:
+            before = self.path.stat().st_size if self.path.exists() else 0
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(self.waiting))
         except OSError as error:
             with suppress(OSError):
-                os.truncate(self.path, before)
+                if before is not None:
+                    os.truncate(self.path, before)
             if len(self.waiting) == 1:
                 warn(f"{self.path} cannot be written ({error.strerror}); its lines are kept until it can")
             return
         self.waiting = []
 
     def close(self) -> None:
+        """Writes what still waits.
+
+        Raises:
+            TubeletError: there is no room for it.
+        """
         if self.board is not None:
             self.board.close()
+        if self.waiting:
+            self._flush()
+        if self.waiting:
+            raise TubeletError(f"{self.path} could not be written: the last {len(self.waiting)} lines are lost")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

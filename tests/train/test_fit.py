@@ -1,7 +1,9 @@
+import errno
 import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -19,7 +21,7 @@ from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
 from tubelet.data.loader import Loader
 from tubelet.learner import Learner
-from tubelet.log import read_metrics
+from tubelet.log import Metrics, read_metrics
 from tubelet.methods.videomae import VideoMAE
 from tubelet.train.fit import Interrupted, fit
 from tubelet.types import Output, TubeletError
@@ -203,14 +205,62 @@ def test_going_back_goes_on_after_a_stop_as_if_nothing_had_been(corpus, tmp_path
         assert losses(tmp_path / "whole") == losses(out)
 
 
-def test_where_going_back_does_not_help_the_run_ends_and_nothing_is_deleted(corpus, tmp_path):
-    """Fails when a run goes back for ever, or throws its checkpoints away on the way."""
-    learner = poisoned(clips := make_clips(corpus), *range(5, 60))
-    with pytest.raises(TubeletError, match=r"step after step, and there is no checkpoint .*not_finite\.jsonl"):
-        fit(learner, clips, tmp_path, **OPTIONS | {"save": "every 4 steps", "keep": 2})
-    saved = sorted(str(place.relative_to(tmp_path)) for place in tmp_path.rglob("step-*"))
-    assert saved == ["checkpoints/aside/step-000000004"]
+@pytest.mark.parametrize("every", [2, 4])
+def test_where_going_back_does_not_help_the_run_ends_and_nothing_is_deleted(corpus, tmp_path, every):
+    """Fails when a run goes back for ever (saving among bad steps, every 2), or leaves no checkpoint behind."""
+    learner = poisoned(clips := make_clips(corpus), *range(5, 90))
+    options = OPTIONS | {"save": f"every {every} steps", "keep": 2}
+    with pytest.raises(TubeletError, match=r"step after step, and going back 3 times did not help .*not_finite\.jsonl"):
+        fit(learner, clips, tmp_path, **options)
     assert all(tensor.isfinite().all() for tensor in learner.state_dict().values())
+    saved = newest(tmp_path).facts["step"]
+    assert saved == (4 if every == 4 else 2) and saved <= 4
+    tried = len(learner.seen)
+    with pytest.raises(TubeletError, match="going back 3 times"):  # the same command knows what was tried
+        fit(learner, clips, tmp_path, **options)
+    assert len(learner.seen) == tried + 3
+
+
+def test_a_stop_that_leaves_out_the_last_judgement_is_no_end(corpus, tmp_path):
+    """Fails when the last step counts as the end of the run: no batch system would start it again."""
+    judged = []
+
+    def judge(learner, step):
+        judged.append(step)
+        return {"top1": 0.5}
+
+    learner = make_learner()
+    learner.after_step = lambda now: os.kill(os.getpid(), signal.SIGTERM) if now.step == 12 else None
+    judges = {"knn": ("end", judge)}
+    with pytest.raises(Interrupted):
+        fit(learner, make_clips(corpus), tmp_path, **OPTIONS, judges=judges)
+    assert not judged
+    assert fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS, judges=judges).steps == 12
+    assert judged == [12]
+
+
+def test_a_full_disk_costs_the_best_weights_and_not_the_run(corpus, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy", full)
+    judges = {"knn": ("every 6 steps", lambda learner, step: {"top1": 0.5})}
+    assert fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS, judges=judges, best="knn/top1").steps == 12
+    assert "could not be kept" in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if "best" in path.name]
+
+
+def test_lines_of_the_log_that_found_no_room_are_written_later_or_end_the_run(corpus, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    metrics = Metrics(tmp_path / "a", tensorboard=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda *args, **options: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        metrics.write(1, loss=1.0)
+        metrics.write(2, loss=2.0)
+        with pytest.raises(TubeletError, match="the last 2 lines are lost"):
+            metrics.close()
+    metrics.write(3, loss=3.0)
+    assert losses(tmp_path / "a") == [1.0, 2.0, 3.0]
 
 
 def test_what_is_not_finite_before_the_first_checkpoint_ends_the_run(corpus, tmp_path):

@@ -22,6 +22,7 @@ import torch.distributed.checkpoint as distributed_checkpoint
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.api import CheckpointException
 
 from tubelet.log import warn
 from tubelet.types import TubeletError
@@ -51,9 +52,15 @@ class Checkpoint:
 
         Args:
             alone: this process reads by itself; otherwise all read together, each its part.
+
+        Raises:
+            TubeletError: a disk, on any process, fails.
         """
         reader = HuggingFaceStorageReader(str(self.folder))
-        distributed_checkpoint.load(dict(state), storage_reader=reader, no_dist=alone)
+        try:
+            distributed_checkpoint.load(dict(state), storage_reader=reader, no_dist=alone)
+        except CheckpointException as error:  # which is no Exception
+            raise TubeletError(f"{self.folder} cannot be read: {in_words(error)}") from error
 
     def read(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with ``prefix``, whole and on the CPU, by the rest of their names."""
@@ -89,6 +96,8 @@ class Checkpoints:
     def finish(self, fresh: Path, facts: dict[str, Any], sums: dict[str, str]) -> Checkpoint:
         """Writes what belongs to ``fresh`` besides its tensors, gives it its name, and removes what is too old.
 
+        Later ones, which a damaged newest one is, neither count nor go.
+
         Args:
             sums: file -> checksum of what all processes have written.
 
@@ -109,7 +118,7 @@ class Checkpoints:
         fresh.rename(place)
         _flush_folder(self.folder)
         if not facts.get("in_a_row"):  # or those from before the steps that failed could be gone when they are wanted
-            for old in self._places()[self.keep :]:
+            for old in [earlier for earlier in self._places() if earlier <= place][self.keep :]:
                 shutil.rmtree(old, ignore_errors=True)
         return Checkpoint(place, facts)
 
@@ -119,22 +128,20 @@ class Checkpoints:
         Raises:
             TubeletError: there are some, and all are damaged; or one is of a newer format.
         """
-        complaints = []
+        found = next(self.whole(), None)
+        if found is None and self._places():
+            raise TubeletError(f"no checkpoint in {self.folder} can be read: move them away to start afresh")
+        if found is not None and found.folder != self._places()[0]:
+            warn(f"going on from {found.folder} instead (step {found.facts['step']})")
+        return found
+
+    def whole(self) -> Iterator[Checkpoint]:
+        """Those that are as they were written, newest first. The others are said."""
         for place in self._places():
             try:
-                found = _verified(place)
+                yield _verified(place)
             except Damaged as error:
-                complaints.append(str(error))
                 warn(str(error))
-                continue
-            if complaints:
-                warn(f"going on from {place} instead (step {found.facts['step']})")
-            return found
-        if complaints:
-            raise TubeletError(
-                f"no checkpoint in {self.folder} can be read ({complaints[0]}): move them away to start afresh"
-            )
-        return None
 
     def set_aside(self, checkpoint: Checkpoint) -> None:
         """Keeps a checkpoint from being gone on with, without deleting it."""
@@ -142,9 +149,6 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         number = sum(1 for _ in aside.glob(f"{checkpoint.folder.name}*"))
         checkpoint.folder.rename(aside / (checkpoint.folder.name + (f"-{number}" if number else "")))
-
-    def any(self) -> bool:
-        return bool(self._places())
 
     def _place(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
@@ -162,6 +166,14 @@ def checksum(path: Path) -> str:
     """SHA-256, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def in_words(error: BaseException) -> str:
+    """The cause in one line, out of what several processes may have wrapped around it."""
+    failures = getattr(error, "failures", None)  # torch's CheckpointException: rank -> (error, trace)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    return " ".join((str(error).strip() or type(error).__name__).splitlines()[-1].split())
 
 
 def _verified(place: Path) -> Checkpoint:

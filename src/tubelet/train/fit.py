@@ -112,7 +112,8 @@ def fit(
         seed: of the data order, the augmentation and the masks.
         about: written into backbone.json beside the weights.
         judges: name -> (when, function): judged during training, logged as "name/metric".
-        reached: told step, seconds of training and loss at the start and with each checkpoint, on every process.
+        reached: told step, seconds of training and loss at the start and of each checkpoint that is on the disk, on
+            every process.
         best: number of a judge, such as "classify/top1": the weights with the highest are kept in the folder "best".
         quiet: no progress bar, and no line on what a step is made of.
 
@@ -164,10 +165,10 @@ def fit(
     if dist.world_size() > 1 and run.step == 0:  # or all processes would drop the same paths
         torch.manual_seed(draws.key(seed, "process", dist.rank()))
     with (
-        run.saver,
         stop_signals(grace_s, lambda: f"what came after step {run.saver.written}") as stop,
         shared_cores(workers),
         Watchdog(stall_s, out, loader.under_way) as watchdog,
+        run.saver,
         Progress(total, run.step, batch, quiet or not dist.is_main()) as bar,
     ):
         metrics = Metrics(out, after=run.step) if dist.is_main() else None
@@ -183,9 +184,7 @@ def fit(
             training.step()
             bar.show(run.step, run.loss, loader.waited_s)
             training.after_step()
-        run.close()
-        if metrics:
-            metrics.close()
+        training.end()
     if not quiet and run.step > from_here.first_step:
         say(advice(from_here.waiting(run, loader), workers, cores()))
     return Fitted(run.step, run.step * batch, run.seconds, run.loss)
@@ -243,6 +242,7 @@ class _Training:
         self.batches = self._batches()
         self.saved = time.monotonic()
         self.guard.skipped, self.guard.in_a_row = self.run.skipped, self.run.in_a_row
+        self.telling: tuple[int, float, float] | None = None
         self.said: set[str] = set()
         """What is wrong with the run, as far as it was said."""
 
@@ -302,12 +302,23 @@ class _Training:
         due = [name for name, (when, _) in self.judges.items() if plan.due(when, run.step)]
         if stopping or late or due or plan.due(plan.save, run.step):
             self._save()  # before it is judged, which can take long
+        complete = not stopping or not due
         if not stopping:
             if self.looking and plan.due(self.looking, run.step):
                 self._look()
-            self._judge(due)
+            complete = self._judge(due)
         if stopping or due:
-            self._stop_if_asked()
+            self._stop_if_asked(complete)
+
+    def end(self) -> None:
+        """Waits until all is on the disk.
+
+        Raises:
+            TubeletError: it could not be written.
+        """
+        self.run.close()
+        self._tell()
+        dist.from_first(lambda: self.metrics.close() if self.metrics else None)
 
     def _batches(self) -> Iterator[Batch]:
         return self.loader.batches(self.run.position, dist.device())
@@ -317,7 +328,7 @@ class _Training:
         if self.metrics:
             found = {
                 "epoch": run.step / plan.epoch, "lr": plan.rate(run.step - 1), "unreadable": len(run.unreadable_rows),
-                "skipped": run.skipped,
+                "skipped": run.skipped, "saving_s": round(run.saver.blocked_s, 3),
             }  # fmt: skip
             self.metrics.write(run.step, **found, **self.stretch.summary(run, self.loader, plan.batch))
         self.stretch = Stretch(run, self.loader)
@@ -337,10 +348,17 @@ class _Training:
     def _save(self) -> None:
         run = self.run
         run.stretch = self.stretch.values
+        run.saver.wait()
+        self._tell()
         run.save()
         self.saved = time.monotonic()
-        if self.reached:
-            self.reached(run.step, run.seconds, run.loss)
+        self.telling = run.step, run.seconds, run.loss
+
+    def _tell(self) -> None:
+        """Tells what the last checkpoint has, now that it is on the disk."""
+        if self.telling and self.reached and self.run.saver.written == self.telling[0]:
+            self.reached(*self.telling)
+        self.telling = None
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint, and on with other data."""
@@ -353,27 +371,35 @@ class _Training:
         self.batches.close()  # type: ignore[attr-defined]
         self.batches = self._batches()
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_asked(self, complete: bool) -> None:
+        """Saves and stops; at the last step only where something was left out that the next start makes up for."""
         stopping, preempted = dist.any_of(self.stop.asked, self.stop.preempted)
         run, plan = self.run, self.plan
-        if not stopping or run.step == plan.total:
+        if not stopping or (run.step == plan.total and complete):
             return
-        run.close()
+        self.end()
         self.stop.saved()
         raise (Preempted if preempted else Interrupted)(
             f"stopped at step {run.step} of {plan.total} and saved in {run.out}: the same command goes on from there"
         )
 
-    def _judge(self, names: list[str]) -> None:
-        """Judges on the first process, and leaves the run as it was: its mode and random state included."""
+    def _judge(self, names: list[str]) -> bool:
+        """Judges on the first process, and leaves the run as it was: its mode and random state included.
+
+        Returns:
+            Whether all was judged: a wish to stop ends it, and the next start judges again.
+        """
         for name in names:
             learner = whole(self.run.learner, self.replica)
             with self.watchdog.paused():
-                dist.from_first(partial(self._judge_here, name, learner))
+                done = dist.from_first(partial(self._judge_here, name, learner))
             self.run.learner.train()
+            if not done:
+                return False
+        return True
 
-    def _judge_here(self, name: str, learner: Learner | None) -> None:
-        """Judges, keeps the best and logs. A wish to stop ends a judgement at once: the next start judges again."""
+    def _judge_here(self, name: str, learner: Learner | None) -> bool:
+        """Judges, keeps the best and logs; False where that was ended by a wish to stop."""
         assert learner is not None
         device, best, (_, judge) = dist.device(), self.plan.best, self.judges[name]
         learner.eval()
@@ -382,7 +408,7 @@ class _Training:
                 with self.stop.abandoning():
                     numbers = judge(learner, self.run.step)
             except Abandoned:
-                return
+                return False
             except (TubeletError, OSError) as error:  # no judgement is worth a run
                 warn(f"{name} left out at step {self.run.step}: {error}")
                 numbers = {}
@@ -393,6 +419,7 @@ class _Training:
             raise TubeletError(f"train.best {best} is not known: {name} gives {', '.join(named)}")
         if self.metrics:
             self.metrics.write(self.run.step, **named)
+        return True
 
 
 def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) -> None:
@@ -417,8 +444,12 @@ def _when_to_look(health: str | None, plan: _Plan, learner: Learner) -> str | No
 
 def _logged(run: RunState) -> set[str]:
     """What the log has of judgements and the like at the step of the checkpoint, as the first process sees it."""
-    lines = [line for line in read_metrics(run.out / "metrics.jsonl") if line["step"] == run.step]
-    return dist.from_first(lambda: {key.partition("/")[0] for line in lines for key in line})
+
+    def read() -> set[str]:
+        lines = [line for line in read_metrics(run.out / "metrics.jsonl") if line["step"] == run.step]
+        return {key.partition("/")[0] for line in lines for key in line}
+
+    return dist.from_first(read)
 
 
 def _report_unreadable(loader: Loader, run: RunState, limit: float) -> None:
@@ -433,7 +464,10 @@ def _report_unreadable(loader: Loader, run: RunState, limit: float) -> None:
             warn(f"{path} cannot be read ({reason}): another video stands in for it")
         count = f"{len(run.unreadable_rows):,} of {videos:,} videos"
         warn(f"epoch {run.step / loader.steps_per_epoch:.2f}: {count} cannot be read so far; listed in {listed}")
-        write_unreadable(listed, [(place(path), reason) for path, reason in run.unreadable.items()])
+        try:
+            write_unreadable(listed, [(place(path), reason) for path, reason in run.unreadable.items()])
+        except OSError as error:
+            warn(f"{listed} cannot be written ({error.strerror})")
     allowed = max(1, int(limit * videos)) if limit > 0 else 0  # one of a handful is no share that says anything
     if len(run.unreadable_rows) > allowed:
         raise TubeletError(

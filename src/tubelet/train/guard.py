@@ -63,7 +63,8 @@ class Guard:
         }  # fmt: skip
         listed = self._write(line)
         guilty = [part for part, (loss, _) in zip(processes, parts, strict=True) if not math.isfinite(loss)]
-        self._say(step, stepped, len(guilty), [path for part in guilty or processes for path in part["paths"]], listed)
+        what = f"step {step}" if phase == "main" else f"phase {phase} of step {step}"
+        self._say(what, stepped, len(guilty), [path for part in guilty or processes for path in part["paths"]], listed)
 
     def _write(self, line: dict[str, Any]) -> bool:
         try:
@@ -74,11 +75,11 @@ class Guard:
             return False
         return True
 
-    def _say(self, step: int, stepped: Stepped, guilty: int, paths: list[str], listed: bool) -> None:
+    def _say(self, what: str, stepped: Stepped, guilty: int, paths: list[str], listed: bool) -> None:
         where = f" on {guilty} of {dist.world_size()} processes" if guilty and dist.world_size() > 1 else ""
         rest = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         warn(
-            f"step {step} is skipped and changes nothing: the {stepped.flaw} is not finite{where}. It saw "
+            f"{what} is skipped and changes nothing: the {stepped.flaw} is not finite{where}. It saw "
             f"{', '.join(paths[:3])}{rest}{f' (listed in {self.file})' if listed else ''}. If this goes on, try a "
             "lower train.lr, train.clip_norm 1.0 or train.precision float32"
         )

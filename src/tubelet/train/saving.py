@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from tubelet import dist
 from tubelet.log import say
-from tubelet.train.checkpoints import Checkpoint, Checkpoints, checksum
+from tubelet.train.checkpoints import Checkpoint, Checkpoints, checksum, in_words
+from tubelet.types import TubeletError
 
 
 class Saver:
@@ -76,47 +77,48 @@ class Saver:
             self.blocked_s += time.perf_counter() - started
 
     def _write(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        what = "checkpoint"
         try:
-            self._bring_to_disk(tensors, facts)
-            self.failure, self.written = None, facts["step"]
+            checkpoint = self._bring_to_disk(tensors, facts)
+            self.written = facts["step"]
+            what = "weights to use"
+            _together(lambda: self.then(checkpoint) if checkpoint and dist.is_main() else None)
+            self.failure = None
         except (Exception, CheckpointException) as error:  # torch's is none of the former
             # a full disk must not end a run; whoever waits is told
-            self.failure = _in_words(error)
+            self.failure = f"its {what}: {in_words(error)}"
             say(
-                f"error: the checkpoint of step {facts['step']} could not be written: {self.failure}. The next "
-                f"one is tried; what was saved before is in {self.checkpoints.folder}",
+                f"error: the {what} of step {facts['step']} could not be written: {in_words(error)}. The next "
+                f"checkpoint is tried; what was saved before is in {self.checkpoints.folder}",
                 style="bold red",
             )
 
-    def _bring_to_disk(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def _bring_to_disk(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Checkpoint | None:
         """Stage by stage, all processes together: what fails on one is raised on all."""
         fresh = _together(lambda: self.checkpoints.begin(facts["step"]) if dist.is_main() else None)[0]
-        writer = HuggingFaceStorageWriter(str(fresh), save_distributed=True)
         distributed_checkpoint.save(
-            dict(tensors), storage_writer=writer, process_group=dist.group("saving"), no_dist=dist.world_size() == 1
+            dict(tensors),
+            storage_writer=HuggingFaceStorageWriter(str(fresh), save_distributed=True),
+            # What all have is taken from the first, whose statistics of batch norms the others get at each step.
+            planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True),
+            process_group=dist.group("saving"),
+            no_dist=dist.world_size() == 1,
         )
         own = f"shard-{dist.rank() + 1:05d}-*"
         parts = _together(lambda: {file.name: checksum(file) for file in fresh.glob(own)})
         sums = {name: value for part in parts for name, value in part.items()}
-        _together(lambda: self.then(self.checkpoints.finish(fresh, facts, sums)) if dist.is_main() else None)
+        return _together(lambda: self.checkpoints.finish(fresh, facts, sums) if dist.is_main() else None)[0]
 
 
 def _together(work: Callable[[], Any]) -> list[Any]:
-    """Does something on every process; each gets the answers of all, or raises what the first that failed raised."""
+    """Does something on every process; each gets the answers of all, or raises what went wrong on any."""
+    answer, failure = None, None
     try:
         answer = work()
     except Exception as error:
-        answer = error
-    answers = dist.gather(answer, "saving")
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
-
-
-def _in_words(error: BaseException) -> str:
-    """The cause in one line, out of what several processes may have wrapped around it."""
-    failures = getattr(error, "failures", None)  # torch's CheckpointException: rank -> (error, trace)
-    if failures:
-        error = next(iter(failures.values()))[0]
-    return " ".join((str(error).strip() or type(error).__name__).splitlines()[-1].split())
+        failure = in_words(error)  # not every error can be sent
+    answers = dist.gather((answer, failure), "saving")
+    for _, failed in answers:
+        if failed is not None:
+            raise TubeletError(failed)
+    return [answer for answer, _ in answers]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tubelet import dist, draws
@@ -22,6 +24,8 @@ from tubelet.types import TubeletError
 
 ROLL_BACKS = 3
 """How often in a row a run goes back before it gives up."""
+_WENT_BACK = "went-back.json"
+"""Beside the checkpoints: where the last roll-back went, until the checkpoint after it is there."""
 
 
 class RunState:
@@ -61,7 +65,7 @@ class RunState:
         self.best: float | None = None
         """The number that the weights in ``out/best`` were chosen by."""
         self.roll_backs = 0
-        """Since the last checkpoint that was written."""
+        """In a row: since the last checkpoint with a good step behind it."""
         self.exported = next(name for name, module in learner.named_modules() if module is learner.exported)
         self.checkpoints = Checkpoints(out / "checkpoints", keep)
         self.saver = Saver(self.checkpoints, self._export, in_background)
@@ -79,8 +83,9 @@ class RunState:
             "loss": self.loss, "stretch": self.stretch, "identity": self.identity, "processes": dist.world_size(),
             "unreadable": self.unreadable, "unreadable_rows": sorted(self.unreadable_rows),
         }  # fmt: skip
+        if not self.in_a_row:
+            self.roll_backs = 0
         self.saver.save(self._tensors() | _random_state(), facts)
-        self.roll_backs = 0
 
     def close(self) -> None:
         """Waits for the last checkpoint.
@@ -91,7 +96,7 @@ class RunState:
         self.saver.wait()
         if self.saver.failure is not None:
             raise TubeletError(
-                f"the state of step {self.step} could not be written ({self.saver.failure}): make room, or make "
+                f"step {self.step} could not be saved ({self.saver.failure}): make room, or make "
                 f"{self.out} writable, and give the same command again; it goes on from the last checkpoint there"
             )
 
@@ -133,11 +138,16 @@ class RunState:
         if self.saver.failure is not None or read_about(self.out)["step"] != self.step:
             warn(f"{name} {value:.4f} is the best so far, and its weights could not be kept")
             return
-        with replace_folder(self.out / "best") as fresh:
-            for file in ("backbone.safetensors", "learner.safetensors", "recipe.yaml"):
-                if (self.out / file).exists():
-                    shutil.copy(self.out / file, fresh)
-            write_json(fresh / "backbone.json", {**read_about(self.out), "chosen_by": name, "value": value})
+        try:
+            with replace_folder(self.out / "best") as fresh:
+                for file in ("backbone.safetensors", "learner.safetensors", "recipe.yaml"):
+                    if (self.out / file).exists():
+                        shutil.copy(self.out / file, fresh)
+                write_json(fresh / "backbone.json", {**read_about(self.out), "chosen_by": name, "value": value})
+        except OSError as error:
+            settle_folder(self.out / "best")
+            warn(f"{name} {value:.4f} is the best so far, and its weights could not be kept: {error}")
+            return
         self.best = value
         say(f"best so far: {name} {value:.4f} at step {self.step}, kept in {self.out / 'best'}")
 
@@ -169,45 +179,69 @@ class RunState:
         self.skipped, self.in_a_row = facts.get("skipped", 0), facts.get("in_a_row", 0)
         self.stretch = facts.get("stretch", {})
         self.unreadable, self.unreadable_rows = dict(facts["unreadable"]), set(facts["unreadable_rows"])
+        went_back = dist.from_first(self._last_roll_back)
+        if went_back.get("step") == self.step:  # a kill came before the checkpoint after it
+            self.passed_over, self.roll_backs = went_back["passed_over"], went_back["roll_backs"]
+            self.skipped = went_back["skipped"]
         dist.from_first(lambda: self._settle_exports(found))
 
     def roll_back(self) -> None:
-        """Goes back to the last checkpoint, and passes over the data that came since.
+        """Goes back to the last checkpoint from before the steps that failed, and passes over the data that came since.
 
-        Where going back has not helped yet, to the one before it: that one is set aside.
+        Where going back has just been tried, to the one before it, where there is one.
 
         Raises:
             TubeletError: there is no checkpoint to go back to, or going back has not helped several times.
         """
-        reached = self.position
+        reached, skipped, seconds, roll_backs = self.position, self.skipped, self.seconds, self.roll_backs + 1
         self.saver.wait()
-        again = self.roll_backs > 0
-        found = dist.from_first(lambda: self._to_go_back_to(again))
-        if found is None or self.roll_backs == ROLL_BACKS:
-            tried = f"going back {ROLL_BACKS} times did not help"
-            why = "there is no checkpoint to go back to" if found is None else tried
-            raise TubeletError(
-                f"loss or gradient is not finite step after step, and {why} (step {self.step}); the videos of these "
-                f"steps are listed in {self.out / 'not_finite.jsonl'}. Try a lower train.lr, train.clip_norm 1.0 or "
-                "train.precision float32"
-            )
-        roll_backs, skipped, seconds = self.roll_backs, self.skipped, self.seconds
+        if roll_backs > ROLL_BACKS:
+            self._give_up(f"going back {ROLL_BACKS} times did not help")
+        step = dist.from_first(partial(self._make_newest, another=roll_backs > 1))
+        if step is None:
+            self._give_up("there is no checkpoint to go back to")
+        told = {"step": step, "passed_over": reached - step, "roll_backs": roll_backs, "skipped": skipped}
+        dist.from_first(lambda: self._tell_roll_back(told))
         self.restore()
-        self.passed_over = reached - self.step
-        self.roll_backs, self.skipped, self.seconds = roll_backs + 1, skipped, seconds
+        self.passed_over, self.roll_backs, self.skipped, self.seconds = reached - step, roll_backs, skipped, seconds
         say(
-            f"went back to the checkpoint of step {self.step}; {self.passed_over} steps of data are passed over in all",
+            f"went back to the checkpoint of step {step}; {self.passed_over} steps of data are passed over in all. "
+            f"Checkpoints of later steps, if there were any, are in {self.checkpoints.folder / 'aside'}",
             style="bold yellow",
         )
 
-    def _to_go_back_to(self, again: bool) -> Checkpoint | None:
-        """The newest checkpoint (`again`: but one) from before the steps that failed; later ones have its weights."""
-        found = self.checkpoints.newest()
-        while found is not None and (again or found.facts.get("in_a_row")):
-            again = again and found.facts.get("in_a_row", 0) > 0
-            self.checkpoints.set_aside(found)
-            found = self.checkpoints.newest()
-        return found
+    def _give_up(self, why: str) -> NoReturn:
+        raise TubeletError(
+            f"loss or gradient is not finite step after step, and {why} (step {self.step}); the videos of these steps "
+            f"are listed in {self.out / 'not_finite.jsonl'}. Try a lower train.lr, train.clip_norm 1.0 or "
+            "train.precision float32, in another folder"
+        )
+
+    def _make_newest(self, another: bool) -> int | None:
+        """Sets aside what is newer than the checkpoint to go back to; answers its step, or None where there is none.
+
+        Those that were written among failing steps have the weights of the one before, and are not worth going back to.
+        """
+        whole = list(self.checkpoints.whole())
+        good = [checkpoint for checkpoint in whole if not checkpoint.facts.get("in_a_row")]
+        if not good:
+            return None
+        chosen = good[1] if another and len(good) > 1 else good[0]
+        for newer in whole[: whole.index(chosen)]:
+            self.checkpoints.set_aside(newer)
+        return chosen.facts["step"]
+
+    def _tell_roll_back(self, told: dict[str, int]) -> None:
+        """Writes down what a kill before the next checkpoint would make forgotten."""
+        try:
+            write_json(self.checkpoints.folder / _WENT_BACK, told)
+        except OSError as error:
+            warn(f"{self.checkpoints.folder / _WENT_BACK} cannot be written: {error}")
+
+    def _last_roll_back(self) -> dict[str, int]:
+        """Empty where there was none."""
+        path = self.checkpoints.folder / _WENT_BACK
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def _newest(self) -> Checkpoint | None:
         found = self.checkpoints.newest()
@@ -254,11 +288,10 @@ class RunState:
 
     def _settle_exports(self, found: Checkpoint) -> None:
         """A kill may have come between a checkpoint and the weights to use: then they are written now."""
-        about = self.out / "backbone.json"
-        if not about.exists() or json.loads(about.read_text(encoding="utf-8")).get("step") != found.facts["step"]:
+        if _about(self.out).get("step") != found.facts["step"]:
             try:
                 self._export(found)
-            except Exception as error:
+            except (OSError, TubeletError, SafetensorError) as error:
                 warn(f"the weights of step {found.facts['step']} could not be written to {self.out}: {error}")
 
     def _best(self, started: bool) -> float | None:
@@ -266,8 +299,15 @@ class RunState:
         settle_folder(self.out / "best")
         if not started:
             shutil.rmtree(self.out / "best", ignore_errors=True)
-        about = self.out / "best" / "backbone.json"
-        return json.loads(about.read_text(encoding="utf-8"))["value"] if about.exists() else None
+        return _about(self.out / "best").get("value")
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What stands beside the weights in a folder: nothing where there are none, or where that is damaged."""
+    try:
+        return json.loads((folder / "backbone.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _random_state() -> dict[str, Tensor]:

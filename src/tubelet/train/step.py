@@ -101,9 +101,11 @@ def _alone(learner: Learner, parameters: list[nn.Parameter]) -> Iterator[None]:
         others = []
     for parameter in others:
         parameter.requires_grad_(False)
-    yield
-    for parameter in others:
-        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
