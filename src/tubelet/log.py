@@ -38,8 +38,8 @@ def shout(text: str) -> None:
 
     From any thread: it takes no lock, such as the console's, that a thread which hangs could hold.
     """
-    rank = os.environ.get("RANK", "0")
-    line = f"warning: process {rank} ({platform.node()}, pid {os.getpid()}): {' '.join(text.split()).translate(CONTROLS)}\n"
+    rank, told = os.environ.get("RANK", "0"), " ".join(text.split()).translate(CONTROLS)
+    line = f"warning: process {rank} ({platform.node()}, pid {os.getpid()}): {told}\n"
     os.write(2, line.encode(errors="backslashreplace"))
 
 
