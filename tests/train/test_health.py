@@ -169,7 +169,7 @@ def examine_twice(corpus: Path, rows: int, parallel: Literal["replicated", "shar
     """In each process; then a step as in training, to see that the learner still can."""
     dist.start()
     torch.set_num_threads(1)
-    learner = make_learner()
+    learner = Careless(make_backbone(), ratio=0.5, decoder_dim=16, decoder_depth=1).train()
     model = distribute(learner, dist.device(), parallel)
     clips = Clips(read_manifest(corpus, "train").take([row % 12 for row in range(rows)]), **CLIP)
     health = make_health(clips, videos=rows)

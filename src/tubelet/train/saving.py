@@ -83,8 +83,8 @@ class Saver:
             # a full disk must not end a run; whoever waits is told
             self.failure = _in_words(error)
             say(
-                f"error: the checkpoint of step {facts['step']} could not be written: {self.failure}. Training goes "
-                f"on, and the next one is tried; what was saved before is in {self.checkpoints.folder}",
+                f"error: the checkpoint of step {facts['step']} could not be written: {self.failure}. The next "
+                f"one is tried; what was saved before is in {self.checkpoints.folder}",
                 style="bold red",
             )
 
