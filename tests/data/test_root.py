@@ -125,6 +125,10 @@ def test_a_place_of_another_kind_than_the_root_is_outside(root):
     assert "is outside of the root" in refused(root, "s3://bucket/a.mp4")
 
 
+def test_the_whole_machine_is_a_root(root):
+    assert way_out(root / "in.mp4", root_of("/")) is None
+
+
 def test_a_root_must_be_a_folder(root):
     for wrong in (root / "in.mp4", root / "gone"):
         with pytest.raises(TubeletError, match="is not a folder"):

@@ -43,10 +43,11 @@ def way_out(video: Place, root: Place) -> Place | None:
     if isinstance(video, Url) or isinstance(root, Url):
         inside = isinstance(video, Url) and isinstance(root, Url) and _goes_on(video, root)
         return None if inside else video
+    begin = str(root).rstrip("/")  # texts: a manifest may have a million rows
     for path in (video, *_links_of(video)):
-        target = Path(os.path.realpath(path))
-        if not target.is_relative_to(root):
-            return target
+        target = os.path.realpath(path)
+        if target != begin and not target.startswith(f"{begin}/"):
+            return Path(target)
     return None
 
 
@@ -63,9 +64,9 @@ def look_again(video: Place, root: Place | None) -> None:
 
 def _links_of(video: Path) -> Iterator[Path]:
     """What is read beside the place itself and may be a link: the pictures in a folder, the index of a shard."""
-    tar = next((path for path in (video, *video.parents) if path.suffix.lower() == ".tar"), None)
-    if tar is not None:
-        yield tar.with_suffix(".index")
+    if ".tar" in str(video).lower():
+        tars = (path for path in (video, *video.parents) if path.suffix.lower() == ".tar")
+        yield from (tar.with_suffix(".index") for tar in tars)
     try:
         with os.scandir(video) as entries:
             yield from (Path(entry.path) for entry in entries if entry.is_symlink())
