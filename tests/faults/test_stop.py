@@ -75,6 +75,7 @@ def test_the_file_that_a_decoder_hangs_on_is_named(corpus, tmp_path):
     """Fails where the loader does not tell what is being read."""
     run = Run("momentum contrast", corpus, tmp_path / "run", {**OPTIONS, "stall_s": 0.5, "limit_s": 100.0})
     victim = run.clips.manifest[4].path
-    (end,) = live(run._replace(endless=victim), timeout_s=10)
-    assert not end.in_time and f"{victim} for " in end.output, end
+    (end,) = live(run._replace(endless=victim), timeout_s=10)  # on a fast machine it leaves before that
+    assert end.exit_code in (76, -signal.SIGKILL)
+    assert f"{victim} for " in end.output, end
     finish(run)
