@@ -10,6 +10,7 @@
 set -u
 
 : "${NODES:?how many machines}" "${HEAD:?the name or address of one of them, the same everywhere}"
+: "${OUT:?the folder of the run, which all machines see}"
 : "${PORT:=29400}"            # of HEAD, where they meet
 : "${RUN_ID:=$(basename "$OUT")}"
 

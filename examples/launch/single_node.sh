@@ -15,7 +15,7 @@ set -u
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}"  # torchrun would make it 1
 
-# A mistake in the recipe is told once: torchrun takes it for an accident and begins again.
+# What the recipe cannot be read for is told once: torchrun would take it for an accident and begin again.
 tubelet show "$RECIPE" "$@" > /dev/null || exit
 
 set -m  # a process group of its own: a Ctrl-C reaches torchrun once, from here

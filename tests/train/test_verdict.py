@@ -67,12 +67,14 @@ def test_dimensions_that_die_or_are_given_up_are_said_unless_labels_ask_for_no_m
 @pytest.mark.parametrize(
     ("losses", "rises"),
     [
-        ([1.25, 0.9, 0.85, 1.06, 1.1], True),  # half of what was gained is lost
-        ([1.25, 0.9, 0.85, 0.85, 1.1], False),  # once is not enough
+        ([1.25, 0.9, 0.85, 1.2, 1.22], True),  # nearly all that was gained is lost
+        ([1.25, 0.9, 0.85, 1.06, 1.1], False),  # half of it, as against a teacher that moves
+        ([1.25, 0.9, 0.85, 0.85, 1.22], False),  # once is not enough
         ([1.25, 0.9, 0.85, 1.0, 1.02], False),
         ([1.0, 1.2, 1.6, 1.7], True),  # nothing was ever gained
         ([1.0, 1.2, 1.4, 1.4], False),  # as where a method's task becomes harder
-        ([-0.5, -0.9, -0.95, -0.6, -0.6], True),  # a cosine
+        ([-0.5, -0.9, -0.95, -0.52, -0.5], True),  # a cosine
+        ([-0.02, -0.015, -0.005, -0.005], False),  # one that never moved
         ([1.0, 9.0], False),
     ],
 )
@@ -97,3 +99,14 @@ def test_a_run_that_waits_for_clips_is_said_when_it_has_started():
     assert verdict(log({}, waiting=[0.9] * 9 + [0.1] * 3)) == {}
     text = verdict(log({}, waiting=[0.1] * 9 + [0.8] * 5))["starvation"]
     assert "80% of the time" in text and "train.workers" in text
+
+
+def test_a_loss_that_is_not_finite_is_said():
+    """Fails when it is compared: nothing is more than what is not a number."""
+    assert "is not finite" in verdict(log({"loss": [1.0, 0.3, float("nan"), float("nan")]}))["divergence"]
+    assert "divergence" in verdict(log({"loss": [float("nan"), 0.3, 9e9, 9e9]}))
+
+
+def test_each_phase_is_looked_at():
+    looks = {"loss_critic": [1.0, 0.3, 50.0, 500.0], "loss_generator": [1.0, 0.9, 0.8, 0.7]}
+    assert "500" in verdict(log(looks))["divergence"]

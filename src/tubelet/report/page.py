@@ -80,6 +80,7 @@ def write_report(run: Path, data: ReportData | None = None) -> Path:
         "bars": _figure(figures.bars, results, chance) if results else "",
         "curves": curves(metrics, chance),
         "health": health_curves(metrics),
+        "looks": sum(any(key.startswith("health/") for key in line) for line in metrics),
         "troubles": troubles(metrics, labelled="classes" in about),
         "confusion": best_confusion(results, about, learner),
         "map": _map(data),

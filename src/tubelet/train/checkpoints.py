@@ -189,9 +189,10 @@ def _verified(place: Path) -> Checkpoint:
                 raise Damaged(f"{place} is damaged: {name} is not what was written")
         found = Checkpoint(place, json.loads((place / FACTS).read_text(encoding="utf-8")))
         found.tensors()  # right checksums alone do not make it one
-    except (OSError, ValueError, SafetensorError) as error:
+        newer = found.facts["format"] > FORMAT
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise Damaged(f"{place} is damaged: {error}") from error
-    if found.facts["format"] > FORMAT:
+    if newer:
         theirs = found.facts["format"]
         raise TubeletError(f"{place} has format {theirs}, this Tubelet reads up to {FORMAT}: upgrade Tubelet")
     return found

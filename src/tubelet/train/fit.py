@@ -23,7 +23,7 @@ from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.guard import Guard
-from tubelet.train.health import VIDEOS, Health
+from tubelet.train.health import FEWEST, VIDEOS, Health
 from tubelet.train.optim import adamw, set_rate
 from tubelet.train.parallel import Precision, distribute, shared_cores, whole
 from tubelet.train.progress import Progress, Stretch, advice
@@ -99,13 +99,13 @@ def fit(
         limit_s: seconds that the clips of one video may take; then its decoder is stopped and it counts as unreadable.
         max_unreadable: share of unreadable videos above which training stops, at the next line of the log; below it
             others stand in for them.
-        save: when to write a checkpoint; while it is written, training goes on.
+        save: when to write a checkpoint, such as "every 2 epochs or 30 minutes"; training goes on meanwhile.
         keep: how many checkpoints stay, besides the best weights.
         grace_s: seconds from SIGTERM or SIGUSR1 in which the step must end and be saved; torchrun kills after 30.
         stall_s: seconds without a finished step after which each process says what it waits for.
         patience: steps in a row whose loss or gradient is not finite: each is skipped, so many go back to a checkpoint.
         health: when to look whether the run is healthy, such as "every 5 %"; "auto" is that, in runs without labels
-            that are long enough for it to cost next to nothing.
+            that are so long (32,000 clips) that it costs a 20th at most.
         parallel: what each of several processes has: all weights, or a part of them ("sharded", FSDP2), for networks
             that do not fit one GPU.
         log_steps: steps between two lines of metrics.jsonl.
@@ -118,8 +118,8 @@ def fit(
         quiet: no progress bar, and no line on what a step is made of.
 
     Raises:
-        TubeletError: a loss or gradient that is not finite (before the step that would use it), a checkpoint of
-            another run, or settings that do not fit together.
+        TubeletError: losses or gradients that are not finite step after step, a checkpoint of another run, a state that
+            could not be saved at the end, or settings that do not fit together.
         Interrupted: asked to stop; a checkpoint is saved.
     """
     _refuse_nonsense(
@@ -148,7 +148,13 @@ def fit(
         total, loader.steps_per_epoch, warm, *rates, batch, size.passes, clip_norm, precision, log_steps,
         max_unreadable, *schedule.by_clock(save), best,
     )  # fmt: skip
-    plan.due(plan.save, 0)  # what cannot be read is said now
+    looking, videos = _when_to_look(health, plan, learner)
+    for setting, when in (("save", plan.save), ("health", looking)):
+        if when is not None:
+            _said_of(setting, plan, when)
+    if parallel == "sharded" and dist.world_size() == 1:
+        warn("train.parallel sharded: there is one process, so nothing is sharded")
+    look = Health(clips, seed, videos, precision=precision, workers=workers, limit_s=limit_s) if looking else None
     if not quiet:
         say(size.describe(lr))
     replica = copy.deepcopy(learner) if parallel == "sharded" and dist.is_main() and dist.world_size() > 1 else None
@@ -167,16 +173,14 @@ def fit(
     with (
         stop_signals(grace_s, lambda: f"what came after step {run.saver.written}") as stop,
         shared_cores(workers),
-        Watchdog(stall_s, out, loader.under_way) as watchdog,
+        Watchdog(stall_s, out, lambda: loader.under_way() + (look.loader.under_way() if look else [])) as watchdog,
         run.saver,
         Progress(total, run.step, batch, quiet or not dist.is_main()) as bar,
     ):
         metrics = Metrics(out, after=run.step) if dist.is_main() else None
         guard = Guard(out, clips.manifest, patience)
-        looking = _when_to_look(health, plan, learner)
-        health_of = Health(clips, seed, precision=precision, workers=workers, limit_s=limit_s) if looking else None
         training = _Training(
-            plan, run, model, replica, loader, guard, judges, reached, metrics, stop, watchdog, looking, health_of
+            plan, run, model, replica, loader, guard, judges, reached, metrics, stop, watchdog, looking, look
         )
         training.begin()
         from_here = Stretch(run, loader)
@@ -336,8 +340,8 @@ class _Training:
     def _look(self) -> None:
         """Looks at the health of the run, and says what is wrong, once."""
         assert self.health is not None
-        with self.watchdog.paused():
-            numbers = self.health.examine(self.run.learner)
+        numbers = self.health.examine(self.run.learner)
+        self.watchdog.beat()
         if self.metrics:
             self.metrics.write(self.run.step, **{f"health/{name}": value for name, value in numbers.items()})
             found = verdict(read_metrics(self.metrics.path), self.run.learner.needs_labels)
@@ -432,14 +436,28 @@ def _refuse_nonsense(more: dict[str, float | None], not_less: dict[str, float]) 
             raise TubeletError(f"train.{name} must be 0 or more, not {value:g}")
 
 
-def _when_to_look(health: str | None, plan: _Plan, learner: Learner) -> str | None:
-    """When to look at the health of a run: with "auto", never where looking is more than a 20th of the work."""
+def _when_to_look(health: str | None, plan: _Plan, learner: Learner) -> tuple[str | None, int]:
+    """When to look at the health of a run, and at how many videos.
+
+    With "auto" no more than cost a 20th of the work where nine tenths of a clip are hidden: then the two clips of a
+    video and the loss of one, all cubes seen, cost as much as training on five clips.
+    """
     if health != "auto":
-        if health is not None:
-            plan.due(health, 0)  # what cannot be read is said now
-        return health
-    clips = plan.total // 20 * plan.batch
-    return None if learner.needs_labels or clips < 20 * VIDEOS else "every 5 %"
+        return health, VIDEOS
+    videos = min(VIDEOS, plan.total // 20 * plan.batch // 100)
+    return (None, 0) if learner.needs_labels or videos < FEWEST else ("every 5 %", videos)
+
+
+def _said_of(setting: str, plan: _Plan, when: str) -> None:
+    """Finds out at the start whether a schedule can be read.
+
+    Raises:
+        TubeletError: it cannot; with the name of the setting.
+    """
+    try:
+        plan.due(when, 0)
+    except TubeletError as error:
+        raise TubeletError(f"train.{setting}: {error}") from None
 
 
 def _logged(run: RunState) -> set[str]:

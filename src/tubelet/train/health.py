@@ -20,7 +20,8 @@ from tubelet.metrics.representation import consistency, dead_share, effective_ra
 from tubelet.train.parallel import Precision, autocast
 from tubelet.types import Batch
 
-VIDEOS = 64
+VIDEOS, FEWEST = 64, 16
+"""How many are looked at; with less than the fewest nothing can be said."""
 PIECE = 8
 """Clips of one forward pass, in any number of processes: the loss of some learners depends on what a clip is beside."""
 _KEPT_BYTES = 256 << 20
@@ -36,6 +37,8 @@ class _Piece(NamedTuple):
     """B D: those of another."""
     losses: dict[str, float]
     """Of each phase; without those that had nothing to learn from."""
+    apart: Tensor
+    """B bool: the two clips are of different times, which those of a video no longer than a clip are not."""
 
 
 class Health:
@@ -89,7 +92,8 @@ class Health:
 
         Returns:
             ``effective_rank``, ``spread`` and ``dead`` of the embeddings of all clips; ``same``, ``other`` and
-            ``nearest`` of the two clips of each video (all as in `metrics.representation`); ``loss`` of the first
+            ``nearest`` of the two clips of each video that is longer than one (all as in `metrics.representation`);
+            ``loss`` of the first
             clips, under fixed masks (``loss_PHASE`` for each phase where there are several). Where embeddings are not
             finite, only the share that is, ``finite``. What cannot be said, because nothing can be read or learnt
             from, is left out.
@@ -104,7 +108,7 @@ class Health:
                 name = "loss" if len(learner.phases) == 1 else f"loss_{phase}"
                 numbers[name] = sum(count * loss for count, loss in losses) / sum(count for count, _ in losses)
         first, second = (torch.cat(parts) for parts in zip(*((p.first, p.second) for p in every), strict=True))  # N D
-        return numbers | _looks(first, second)
+        return numbers | _looks(first, second, torch.cat([piece.apart for piece in every]))
 
     def _batches(self) -> list[Batch] | Iterator[Batch]:
         """This process's pieces, uint8; read anew each time where they are too large to keep."""
@@ -126,9 +130,12 @@ class Health:
         with autocast(self.precision, dist.device()):
             first, second = (learner.embed(_views(data, [view], learner.density)).float().cpu() for view in (0, 1))
             outputs = {phase: learner(_views(data, range(learner.views)), phase) for phase in learner.phases}
+        assert "times" in batch
+        apart = (batch["times"][0] != batch["times"][1]).any(dim=1).cpu()  # B
         if nothing:
-            return _Piece(first[:0], second[:0], {})
-        return _Piece(first, second, {name: float(loss) for name, (loss, _) in outputs.items() if loss is not None})
+            return _Piece(first[:0], second[:0], {}, apart[:0])
+        losses = {name: float(loss) for name, (loss, _) in outputs.items() if loss is not None}
+        return _Piece(first, second, losses, apart)
 
 
 def _still(clips: Clips, rows: list[int]) -> Clips:
@@ -143,7 +150,7 @@ def _still(clips: Clips, rows: list[int]) -> Clips:
     )  # fmt: skip
 
 
-def _looks(first: Tensor, second: Tensor) -> dict[str, float]:
+def _looks(first: Tensor, second: Tensor, apart: Tensor) -> dict[str, float]:
     both = torch.cat([first, second])  # 2N D
     finite = torch.isfinite(both).all(dim=1)  # 2N
     if not finite.all():
@@ -151,7 +158,7 @@ def _looks(first: Tensor, second: Tensor) -> dict[str, float]:
     if len(first) < 2:
         return {}
     alone = {"effective_rank": effective_rank(both), "spread": spread(both), "dead": dead_share(both)}
-    return alone | consistency(first, second)
+    return alone | (consistency(first[apart], second[apart]) if apart.sum() >= 2 else {})
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from tubelet.log import say, warn
-from tubelet.train.checkpoints import Checkpoint, Checkpoints, checksum
+from tubelet.train.checkpoints import Checkpoint, Checkpoints, checksum, in_words
 from tubelet.types import TubeletError
 
 _FILES = ("next-checkpoint.pt", "checkpoint.pt", "previous-checkpoint.pt")
@@ -72,7 +72,7 @@ def _newest(run: Path) -> dict[str, Any]:
             if not isinstance(state, dict) or state.get("format") != 1 or not math.isfinite(state["step"]):
                 raise ValueError("it is not a checkpoint of Tubelet")
         except Exception as error:  # whatever torch makes of a damaged file
-            complaint = f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}"
+            complaint = f"{path} cannot be read as a checkpoint: {in_words(error)}"
             warn(complaint)
             continue
         return state

@@ -80,7 +80,10 @@ def due(when: str, step: int, steps_per_epoch: int, total: int) -> bool:
         return step == total
     if not when.startswith("every "):
         raise TubeletError(f"{when!r} is not a schedule: write it like 'every 10 epochs', 'every 5 %' or 'end'")
-    return step == total or step % max(1, steps(when.removeprefix("every "), steps_per_epoch, total)) == 0
+    interval = steps(when.removeprefix("every "), steps_per_epoch, total)
+    if interval == 0:
+        raise TubeletError(f"{when!r} is no interval")
+    return step == total or step % interval == 0
 
 
 def by_clock(when: str) -> tuple[str, float]:
@@ -95,6 +98,8 @@ def by_clock(when: str) -> tuple[str, float]:
         seconds = [float(m[1]) * {"s": 1, "m": 60, "h": 3600}[m[2][0]] for _, m in matches if m]
     except ValueError as error:
         raise TubeletError(f"{when!r} has something that is not a number") from error
+    if 0 in seconds:
+        raise TubeletError(f"{when!r} is no interval")
     others = [part for part, m in matches if not m]
     if len(others) > 1:
         raise TubeletError(f"{when!r} has two durations: write one, or one and a time, like 'every 5 % or 30 minutes'")

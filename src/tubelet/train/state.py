@@ -79,7 +79,7 @@ class RunState:
         """Begins to write a checkpoint to go on from, and then the weights to use. Every process must call it."""
         facts = {
             "step": self.step, "passed_over": self.passed_over, "skipped": self.skipped, "in_a_row": self.in_a_row,
-            "seconds": self.seconds,
+            "seconds": self.seconds, "roll_backs": self.roll_backs,
             "loss": self.loss, "stretch": self.stretch, "identity": self.identity, "processes": dist.world_size(),
             "unreadable": self.unreadable, "unreadable_rows": sorted(self.unreadable_rows),
         }  # fmt: skip
@@ -175,7 +175,7 @@ class RunState:
         self.saver.written = facts["step"]
         self.step, self.seconds, self.loss = facts["step"], facts["seconds"], facts["loss"]
         # format 1 had none of these
-        self.passed_over = facts.get("passed_over", 0)
+        self.passed_over, self.roll_backs = facts.get("passed_over", 0), facts.get("roll_backs", 0)
         self.skipped, self.in_a_row = facts.get("skipped", 0), facts.get("in_a_row", 0)
         self.stretch = facts.get("stretch", {})
         self.unreadable, self.unreadable_rows = dict(facts["unreadable"]), set(facts["unreadable_rows"])

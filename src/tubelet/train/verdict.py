@@ -16,8 +16,10 @@ POINT_RANK, POINT_SPREAD = 1.2, 0.01
 DEAD_DIMENSIONS = 0.5
 RANK_KEPT = 1 / 3
 """Of the highest rank after the start: what is left of it when directions are being lost (healthy runs kept 0.7)."""
-LOSS_KEPT = 0.5
-"""Of what the loss fell by: what must be left of it."""
+LOSS_KEPT = 0.2
+"""Of what the loss fell by: what must be left of it. Against a teacher that moves it may rise a good deal."""
+LOSS_RISE = 0.1
+"""Where it never fell: more than this, and than half of what it was, is not noise."""
 GRADIENT = 50.0
 """Times the usual norm of the gradient (a healthy run went up to 24 times its lowest)."""
 UPDATE = 0.05
@@ -95,12 +97,24 @@ def _not_finite(looks: list[dict[str, float]]) -> str | None:
 
 
 def _loss_rises(looks: list[dict[str, float]]) -> str | None:
-    losses = [look["loss"] for look in looks if "loss" in look]
+    """Of each phase by itself, where there are several."""
+    names = sorted({name for look in looks for name in look if name.startswith("loss")})
+    return next(filter(None, (_rises([look[name] for look in looks if name in look]) for name in names)), None)
+
+
+def _rises(losses: list[float]) -> str | None:
     if len(losses) < 3:
         return None
-    start, best = losses[0], min(losses)
+    if not all(math.isfinite(loss) for loss in losses[-2:]):
+        return (
+            "the run has diverged: the loss on the same clips under the same masks is not finite. Go back to an "
+            "earlier checkpoint with a lower train.lr or train.precision float32."
+        )
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    start, best = finite[0], min(finite)
     gained = start - best
-    limit = best + (1 - LOSS_KEPT) * gained if gained > 0.05 * abs(start) else start + 0.5 * abs(start)
+    fell = gained > 0.05 * abs(start)
+    limit = best + (1 - LOSS_KEPT) * gained if fell else start + max(LOSS_RISE, 0.5 * abs(start))
     if all(loss > limit for loss in losses[-2:]):
         return (
             f"the run diverges: the loss on the same clips under the same masks is {losses[-1]:.4g}, after {best:.4g} "
