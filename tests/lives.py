@@ -29,7 +29,7 @@ from tubelet.data.clips import Clips
 from tubelet.data.listing import read_manifest
 from tubelet.learner import Learner, Now
 from tubelet.log import read_metrics
-from tubelet.train.checkpoints import FACTS, Checkpoint, Checkpoints
+from tubelet.train.checkpoints import FACTS, Checkpoint
 from tubelet.train.fit import fit
 from tubelet.train.stop import Interrupted
 
@@ -99,7 +99,7 @@ def train(run: Run) -> tuple[Seen, bool]:
     if run.dies_at is not None or run.slow_disk_s:
         _listen(run)
     # where the generator stands when a run goes on must not matter
-    torch.manual_seed(1 if Checkpoints(run.out / "checkpoints", keep=2).any() else 0)
+    torch.manual_seed(1 if any((run.out / "checkpoints").glob("step-*[0-9]")) else 0)
     try:
         fit(learner, run.clips, run.out, **OPTIONS | run.options)
     except Interrupted:
