@@ -37,7 +37,7 @@ OPTIONS = {
     "length": "24 steps", "batch": 4, "lr": 0.1, "precision": "float32", "workers": 1, "quiet": True, "log_steps": 5,
     "save": "every 4 steps",
 }  # fmt: skip
-TIMINGS = ("time", "clips_per_s", "waiting")
+TIMINGS = ("time", "clips_per_s", "waiting", "saving_s")
 """What differs between two runs that are the same."""
 
 
