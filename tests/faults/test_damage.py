@@ -87,7 +87,7 @@ def test_what_cannot_be_written_is_said_and_training_goes_on_but_ends_as_a_failu
     run = whole._replace(out=tmp_path / "run", befalls={6: fault})
     ends = live(run, world=2)
     assert [end.exit_code for end in ends] == [1, 1], ends
-    assert all("could not be written" in end.error for end in ends)
+    assert all("could not be saved" in end.error for end in ends)
     assert ends[0].output.count("error: the checkpoint of step 8 could not be written") == 1
     cure(run)
     assert saved(run, 4)
