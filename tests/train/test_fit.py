@@ -185,6 +185,7 @@ def test_several_in_a_row_go_back_to_a_checkpoint_and_pass_over_the_data(corpus,
     assert "went back to the checkpoint of step 4" in capsys.readouterr().err
     facts = newest(tmp_path).facts
     assert (facts["passed_over"], facts["skipped"], facts["in_a_row"]) == (4, 3, 0)
+    assert facts["roll_backs"] == 0, "what went well since counts: trouble much later is trouble of its own"
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 13))
 
 

@@ -368,7 +368,6 @@ class _Training:
         """Back to the last checkpoint, and on with other data."""
         self.run.roll_back()
         self.guard.good()
-        self.run.in_a_row = 0
         if self.metrics:
             self.metrics.keep_until(self.run.step)
         self.stretch = Stretch(self.run, self.loader, self.run.stretch)

@@ -77,14 +77,14 @@ class RunState:
 
     def save(self) -> None:
         """Begins to write a checkpoint to go on from, and then the weights to use. Every process must call it."""
-        facts = {
-            "step": self.step, "passed_over": self.passed_over, "skipped": self.skipped, "in_a_row": self.in_a_row,
-            "seconds": self.seconds, "roll_backs": self.roll_backs,
-            "loss": self.loss, "stretch": self.stretch, "identity": self.identity, "processes": dist.world_size(),
-            "unreadable": self.unreadable, "unreadable_rows": sorted(self.unreadable_rows),
-        }  # fmt: skip
         if not self.in_a_row:
             self.roll_backs = 0
+        facts = {
+            "step": self.step, "passed_over": self.passed_over, "skipped": self.skipped, "in_a_row": self.in_a_row,
+            "roll_backs": self.roll_backs, "seconds": self.seconds, "loss": self.loss, "stretch": self.stretch,
+            "identity": self.identity, "processes": dist.world_size(), "unreadable": self.unreadable,
+            "unreadable_rows": sorted(self.unreadable_rows),
+        }  # fmt: skip
         self.saver.save(self._tensors() | _random_state(), facts)
 
     def close(self) -> None:
