@@ -82,11 +82,15 @@ def test_where_there_are_no_locks_training_goes_on(tmp_path, monkeypatch, number
         raise OSError(number, "no locks here")
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
+    entered = False
     with held(tmp_path):
-        pass
+        entered = True
+    assert entered
 
 
 def test_where_nothing_can_be_written_it_is_not_the_lock_that_fails(tmp_path):
     (tmp_path / "file").write_text("")
+    entered = False
     with held(tmp_path / "file" / "run"):
-        pass
+        entered = True
+    assert entered

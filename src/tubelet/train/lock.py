@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -33,26 +33,30 @@ def held(out: Path) -> Iterator[None]:
     Raises:
         TubeletError: another training is at it; the message says whose.
     """
-    file, complaint = _take(out / NAME) if dist.is_main() else (None, None)
-    complaint = dist.gather(complaint)[0]
-    if complaint is not None:
-        raise TubeletError(complaint)
-    try:
+    with ExitStack() as closing:
+
+        def take() -> None:
+            file = _take(out / NAME)
+            if file is not None:
+                closing.enter_context(file)
+
+        dist.from_first(take)
         yield
-    finally:
-        if file is not None:
-            file.close()
 
 
-def _take(path: Path) -> tuple[FileIO | None, str | None]:
-    """The locked file, or why there is none; neither where there are no locks."""
+def _take(path: Path) -> FileIO | None:
+    """The locked file; None where there are no locks.
+
+    Raises:
+        TubeletError: another process has it.
+    """
     try:
         import fcntl
 
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab+", buffering=0)
     except (ImportError, OSError):
-        return None, None
+        return None
     deadline = time.monotonic() + WAIT_S
     told = False
     while True:
@@ -62,14 +66,14 @@ def _take(path: Path) -> tuple[FileIO | None, str | None]:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
                 file.close()
-                return None, None
+                return None
             holder = _holder(file)
             if time.monotonic() > deadline:
                 file.close()
-                return None, (
+                raise TubeletError(
                     f"{path.parent} is being trained in already, {holder}: wait until it ends, stop it, or choose "
                     "another folder with --out"
-                )
+                ) from None
             if not told:
                 say(f"{path.parent} is being trained in, {holder}; waiting {WAIT_S:g} s for that to end")
                 told = True
@@ -78,7 +82,7 @@ def _take(path: Path) -> tuple[FileIO | None, str | None]:
     with suppress(OSError):  # on a full disk nobody will know whose it is
         file.truncate(0)
         file.write(json.dumps(about).encode())
-    return file, None
+    return file
 
 
 def _holder(file: FileIO) -> str:

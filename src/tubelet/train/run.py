@@ -26,8 +26,8 @@ from tubelet.types import TubeletError
 FREE = {("data", "root")} | {
     ("train", name)
     for name in (
-        "workers", "quiet", "log_steps", "limit_s", "max_unreadable", "parallel", "save", "keep",
-        "grace_s", "stall_s", "health",
+        "workers", "quiet", "log_steps", "limit_s", "max_unreadable", "parallel", "save", "keep", "grace_s", "stall_s",
+        "health",
     )
 }  # fmt: skip
 """Settings that may change between two starts of one run: they do not change its result."""
@@ -107,15 +107,7 @@ def settle_reader(recipe: Recipe, clips: Clips, out: Path) -> None:
     if (out / "recipe.yaml").exists():
         written = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
         before = (written.get("data") or {}).get("reader")
-    reader: Any = clips.reader
-    if dist.is_main():
-        try:
-            reader = clips.choose_reader(before)
-        except TubeletError as error:  # for all processes to raise, or the others would wait
-            reader = error
-    reader = dist.gather(reader)[0]
-    if isinstance(reader, TubeletError):
-        raise reader
+    reader: Any = dist.from_first(lambda: clips.choose_reader(before))
     clips.reader = recipe.data["reader"] = reader
 
 
@@ -124,16 +116,18 @@ def claim(recipe: Recipe, out: Path) -> None:
 
     What killed starts left half written, which may be as large as the weights, is removed.
     """
-    complaint = _refusal(recipe, out) if dist.is_main() else None
-    if dist.is_main() and complaint is None:
+
+    def write() -> None:
+        complaint = _refusal(recipe, out)
+        if complaint is not None:
+            raise TubeletError(f"{complaint}. Choose another folder with --out")
         text = recipe.to_yaml()
         write_atomically(out / "recipe.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
         for file in out.iterdir():
             if LEFT.fullmatch(file.name):
                 file.unlink(missing_ok=True)
-    complaint = dist.gather(complaint)[0]
-    if complaint is not None:
-        raise TubeletError(f"{complaint}. Choose another folder with --out")
+
+    dist.from_first(write)
 
 
 def _refusal(recipe: Recipe, out: Path) -> str | None:
