@@ -35,8 +35,10 @@ from tubelet.types import Batch, TubeletError
 
 WEIGHT_BYTES = 16
 """Of a float32 weight that is learnt: itself, its gradient and the two averages of AdamW."""
-SAVED_BYTES = 32
-"""Of a weight on the disk: in checkpoint.pt with both averages, in the one before that, and in the files for use."""
+STATE_BYTES = 12
+"""Of a weight in a checkpoint: itself and the two averages. On a CPU they are copied to be written, too."""
+USED_BYTES = 8
+"""Of a weight in the two files to use."""
 WORTH_MORE = 1.05
 """A larger pass is tried as long as it makes so many times more clips a second."""
 
@@ -167,6 +169,9 @@ def estimate(recipe: run.Recipe, budget_s: float = 10.0) -> Cost:
     learnt = sum(p.numel() for p in weights if p.requires_grad)
     held = sum(p.numel() for p in weights if not p.requires_grad)
     fixed, there = WEIGHT_BYTES * learnt + 4 * held, _memory(device)
+    if device.type == "cpu":
+        fixed += STATE_BYTES * learnt + 4 * held
+    saved = (options["keep"] + 1) * STATE_BYTES + USED_BYTES  # while one is written, none is removed yet
     decodes, shorter = _decoding(clips, budget_s / 2)
     computes, clip_bytes = None, None
     if fixed < there:
@@ -176,7 +181,7 @@ def estimate(recipe: run.Recipe, budget_s: float = 10.0) -> Cost:
         machine=describe_machine(), steps=steps, clips=steps * size.batch,
         in_a_pass=size.batch // size.passes, share=size.batch, computes=computes, decodes=decodes,
         workers=options["workers"], cores=cores(), on_gpu=device.type == "cuda", weights=learnt + held,
-        fixed_bytes=fixed, clip_bytes=clip_bytes, memory_bytes=there, disk_bytes=SAVED_BYTES * (learnt + held),
+        fixed_bytes=fixed, clip_bytes=clip_bytes, memory_bytes=there, disk_bytes=saved * (learnt + held),
         disk_free_bytes=shutil.disk_usage(Path.cwd()).free, shorter=shorter,
     )  # fmt: skip
 
