@@ -82,7 +82,14 @@ def save_backbone(folder: Path, backbone: Backbone, **about: Any) -> None:
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Writes the persistent tensors of a module, as its ``state_dict()`` has them, as safetensors."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+    def write(temporary: Path) -> None:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
+        save_file(tensors, temporary)
+        temporary.chmod(permissions)  # safetensors' are for the owner alone, whatever others may read
+
+    write_atomically(path, write)
 
 
 def backbone_files(path: str | Path) -> tuple[Path, Path]:

@@ -68,6 +68,16 @@ def test_best_and_last_are_kept_and_named(corpus, tmp_path, ema):
     assert weights_hash(whole.exported) == seen[4]
 
 
+def test_weights_are_for_whoever_may_read_the_folder(corpus, tmp_path):
+    before = os.umask(0o022)
+    try:
+        train(corpus, tmp_path, make_learner(), {})
+    finally:
+        os.umask(before)
+    for name in ("backbone.safetensors", "learner.safetensors", "best/backbone.safetensors"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o644, name
+
+
 def test_a_restart_does_not_forget_the_best(corpus, tmp_path):
     """Published training sets it back to 0, and then overwrites the best with what comes next."""
     seen: dict[int, str] = {}
