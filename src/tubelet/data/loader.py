@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -154,14 +154,14 @@ class Loader:
     def steps_per_epoch(self) -> int:
         return max(1, len(self.clips) * self.clips.repeats // self.batch)
 
-    def batches(self, start: int = 0, device: torch.device | str | None = None) -> Iterator[Batch]:
+    def batches(self, start: int = 0, device: torch.device | str | None = None) -> Generator[Batch, None, None]:
         """Batches for training, from global step ``start`` on, without end.
 
         Clips are uint8 ``B C T H W``; on a ``device`` that is given they are floats, as `to_device` makes them.
         """
         return self._load((self.slots(step) for step in itertools.count(start)), self.clips.repeats, device)
 
-    def once(self, device: torch.device | str | None = None) -> Iterator[Batch]:
+    def once(self, device: torch.device | str | None = None) -> Generator[Batch, None, None]:
         """Each row once, in the order of id; the last batch may be smaller.
 
         One sample a row, whatever ``repeats`` says; nothing stands in for what cannot be read, so that ids
@@ -184,7 +184,7 @@ class Loader:
 
     def _load(
         self, groups: Iterable[list[Slot]], repeats: int, device: torch.device | str | None
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """One pass over groups of slots; its workers live as long as it does, which for training is the whole run."""
         most = max(1, self.batch // repeats // self.world)  # slots of a group
         bytes_each = most * sum(math.prod(shape) * numpy.dtype(kind).itemsize for shape, kind in self._rows(repeats))

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tubelet.log import warn
 from tubelet.types import TubeletError
@@ -44,8 +45,7 @@ class Checkpoint:
 
     def tensors(self) -> dict[str, torch.Size]:
         """The name and shape of each tensor (of all processes together)."""
-        described = HuggingFaceStorageReader(str(self.folder)).read_metadata().state_dict_metadata
-        return {name: tensor.size for name, tensor in described.items()}  # type: ignore[union-attr]
+        return {name: tensor.size for name, tensor in self._described().items()}
 
     def read_into(self, state: dict[str, Tensor], alone: bool = False) -> None:
         """Fills tensors, sharded ones too, with what is saved under their names.
@@ -64,14 +64,17 @@ class Checkpoint:
 
     def read(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with ``prefix``, whole and on the CPU, by the rest of their names."""
-        described = HuggingFaceStorageReader(str(self.folder)).read_metadata().state_dict_metadata
         state = {
-            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)  # type: ignore[union-attr]
-            for name, tensor in described.items()
+            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+            for name, tensor in self._described().items()
             if name.startswith(prefix)
         }
         self.read_into(state, alone=True)
         return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+    def _described(self) -> dict[str, TensorStorageMetadata]:
+        described = HuggingFaceStorageReader(str(self.folder)).read_metadata().state_dict_metadata
+        return {name: tensor for name, tensor in described.items() if isinstance(tensor, TensorStorageMetadata)}
 
 
 class Checkpoints:

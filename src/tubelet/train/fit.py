@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -324,7 +324,7 @@ class _Training:
         self._tell()
         dist.from_first(lambda: self.metrics.close() if self.metrics else None)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         return self.loader.batches(self.run.position, dist.device())
 
     def _log(self) -> None:
@@ -371,7 +371,7 @@ class _Training:
         if self.metrics:
             self.metrics.keep_until(self.run.step)
         self.stretch = Stretch(self.run, self.loader, self.run.stretch)
-        self.batches.close()  # type: ignore[attr-defined]
+        self.batches.close()
         self.batches = self._batches()
 
     def _stop_if_asked(self, complete: bool) -> None:
