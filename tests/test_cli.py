@@ -1,7 +1,9 @@
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -412,3 +414,13 @@ def test_what_cannot_be_written_to_is_named(words, clips, tmp_path, capfd):
     code, said = complaint(capfd, *spelt)
     assert code == 1
     assert str(file) in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_training_begins_is_a_pre_emption_too(monkeypatch, capsys, number):
+    """Fails with the system's own answer to the signal: the process is killed by it."""
+    monkeypatch.setattr(recipe, "load", lambda *words: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert cli.main(["train", "tiny"]) == 75
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert signal.getsignal(number) is before

@@ -115,6 +115,13 @@ def train(args: Namespace, dotted: list[str]) -> None:
 
     Settings of the recipe are options: --learner.ratio 0.75. With torchrun -m tubelet train ... on several GPUs.
     """
+    from tubelet.train.stop import nothing_to_save
+
+    with nothing_to_save():
+        _train(args, dotted)
+
+
+def _train(args: Namespace, dotted: list[str]) -> None:
     from tubelet import recipe
 
     chosen = recipe.load(args.recipe, dotted)

@@ -92,6 +92,29 @@ class Stop:
 
 
 @contextmanager
+def nothing_to_save() -> Iterator[None]:
+    """Around what comes before training and after it: SIGTERM or SIGUSR1 ends it at once, as a pre-emption.
+
+    Raises:
+        Preempted: wherever the main thread is.
+    """
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are not ours to take
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Preempted("stopped while nothing was being trained: the same command goes on from there")
+
+    before = {number: signal.signal(number, leave) for number in PREEMPTING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_signals(grace_s: float = 25.0, unsaved: Callable[[], str] = lambda: "the last steps") -> Iterator[Stop]:
     """Turns signals into a wish that the loop grants after the step; a second Ctrl-C stops at once.
 
