@@ -93,10 +93,9 @@ class Stop:
 
 @contextmanager
 def nothing_to_save() -> Iterator[None]:
-    """Around what comes before training and after it: SIGTERM or SIGUSR1 ends it at once, as a pre-emption.
+    """Around what comes before training and after it: SIGTERM or SIGUSR1 ends the process, with a pre-emption's code.
 
-    Raises:
-        Preempted: wherever the main thread is.
+    At once, and not by an exception: what is being imported just then may swallow that, and the signal with it.
     """
 
     if threading.current_thread() is not threading.main_thread():
@@ -104,7 +103,8 @@ def nothing_to_save() -> Iterator[None]:
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise Preempted("stopped while nothing was being trained: the same command goes on from there")
+        shout("asked to make room while nothing was being trained: the same command begins, or goes on, from there")
+        os._exit(Preempted.exit_code)
 
     before = {number: signal.signal(number, leave) for number in PREEMPTING}
     try:
