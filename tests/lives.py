@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -258,6 +259,19 @@ def ask_to_stop(run: Run) -> None:
 def fill_disk(run: Run) -> None:
     """No file can become longer than this any more: room for a line of the log, and for no tensors."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def once_saved(step: int, fault: Callable[[Run], object]) -> Callable[[Run], object]:
+    """A fault that waits until a checkpoint, and the weights of it, are written: that goes on in the background."""
+    return partial(_once_saved, step, fault)
+
+
+def _once_saved(step: int, fault: Callable[[Run], object], run: Run) -> None:
+    about, deadline = run.out / "backbone.json", time.monotonic() + 30
+    while not about.exists() or json.loads(about.read_text(encoding="utf-8"))["step"] < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    fault(run)
 
 
 def make_room(run: Run) -> None:

@@ -14,6 +14,7 @@ from lives import (
     make_read_only,
     make_room,
     make_writable,
+    once_saved,
     saved,
 )
 
@@ -84,7 +85,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(stopped):
 @pytest.mark.parametrize(("fault", "cure"), [(fill_disk, make_room), (make_read_only, make_writable)])
 def test_what_cannot_be_written_is_said_and_training_goes_on_but_ends_as_a_failure(fault, cure, whole, tmp_path):
     """On the first process alone. Fails where an error ends the run or the thread that saves, or is forgotten."""
-    run = whole._replace(out=tmp_path / "run", befalls={6: fault})
+    run = whole._replace(out=tmp_path / "run", befalls={6: once_saved(4, fault)})
     ends = live(run, world=2)
     assert [end.exit_code for end in ends] == [1, 1], ends
     assert all("could not be saved" in end.error for end in ends)
@@ -97,5 +98,5 @@ def test_what_cannot_be_written_is_said_and_training_goes_on_but_ends_as_a_failu
 @pytest.mark.parametrize(("fault", "cure"), [(fill_disk, make_room)])
 def test_a_disk_that_has_room_again_in_time_has_cost_nothing(fault, cure, whole, tmp_path):
     """Fails where a failed save is not forgotten when a later one is written."""
-    run = whole._replace(out=tmp_path / "run", befalls={6: fault, 9: cure})
+    run = whole._replace(out=tmp_path / "run", befalls={6: once_saved(4, fault), 9: cure})
     assert_same(whole, finish(run, world=2))

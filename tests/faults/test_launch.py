@@ -122,6 +122,7 @@ def test_one_machine_a_process_that_is_killed(recipe, expected, tmp_path):
     assert result(out) == expected
 
 
+@pytest.mark.slow
 def test_two_machines_a_process_that_is_killed(recipe, expected, tmp_path):
     """Each machine has its own torchrun, and they may count restarts differently: no attempt may meet at the old store.
 
@@ -157,6 +158,7 @@ def slurm(tmp_path) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_slurm_pre_empts_and_the_job_that_comes_back_goes_on(recipe, expected, tmp_path, slurm):
     """The signal for the batch script becomes one SIGTERM for every process of the step, torchrun and workers included.
 
@@ -202,7 +204,7 @@ def test_slurm_queues_again_what_was_pre_empted_and_nothing_else(recipe, tmp_pat
 
 def test_ctrl_c_saves_and_is_told_apart_from_pre_emption(recipe, tmp_path):
     out = tmp_path / "run"
-    with launched("single_node.sh", recipe, out, NPROC="2") as script:
+    with launched("single_node.sh", recipe, out, "--train.length", "100k steps", NPROC="2") as script:
         wait_for_step(out, 3, script)
         script.send_signal(signal.SIGINT)
         assert script.wait(60) == 130, log_of(out).read_text()
