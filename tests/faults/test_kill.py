@@ -11,7 +11,15 @@ from saved import newest
 from toys import TOYS, keys_of
 from tubelet import registry
 
-learners = pytest.mark.parametrize("name", sorted({*registry.names("methods"), *LEARNER, *TOYS}))
+LATER = {"siamese", "two phases", "supervised", "supervised, without mixing"}
+"""For the slow tests: another of the same learner with more to forget, or of the toys, is killed by default."""
+learners = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LATER else name
+        for name in sorted({*registry.names("methods"), *LEARNER, *TOYS})
+    ],
+)
 SLOW_DISK_S = 0.003
 """A save takes as long as several steps, so that steps and kills fall into it."""
 

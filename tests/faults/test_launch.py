@@ -62,8 +62,9 @@ def launched(script: str, recipe: Path, out: Path, *words: str, **variables: str
     }  # fmt: skip
     with log_of(out).open("a") as log:
         process = subprocess.Popen(
-            ["bash", LAUNCH / script, *words], env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+            ["bash", LAUNCH / script, *words], env=environment, stdout=log, stderr=log, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs are born deaf to it
+        )  # fmt: skip
     try:
         yield process
     finally:

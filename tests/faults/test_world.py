@@ -8,6 +8,7 @@ from lives import Run, ask_to_stop, live, losses
 
 OPTIONS = {"batch": 12, "length": "15 steps", "lr": 0.01, "log_steps": 1, "save": "every 4 steps"}
 STOPS = (5, 10, None)
+SLOW = pytest.mark.slow
 
 
 class Life(NamedTuple):
@@ -31,10 +32,12 @@ def goes_on(run: Run, lives: list[Life]) -> list[dict]:
 @pytest.mark.parametrize(
     ("name", "lives"),
     [
-        ("videomae", [Life(4, "replicated"), Life(2, "replicated"), Life(3, "replicated")]),
+        pytest.param("videomae", [Life(4, "replicated"), Life(2, "replicated"), Life(3, "replicated")], marks=SLOW),
         ("videomae", [Life(4, "sharded"), Life(2, "sharded"), Life(3, "sharded")]),
         ("momentum contrast", [Life(4, "sharded"), Life(2, "replicated"), Life(3, "sharded")]),
-        ("momentum contrast", [Life(2, "replicated"), Life(3, "sharded"), Life(1, "replicated")]),
+        pytest.param(
+            "momentum contrast", [Life(2, "replicated"), Life(3, "sharded"), Life(1, "replicated")], marks=SLOW
+        ),
     ],
     ids=["replicated", "sharded", "both", "to one"],
 )
