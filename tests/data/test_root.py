@@ -60,7 +60,7 @@ def test_links_that_lead_out_are_refused_and_those_within_are_not(root):
     (root / "folder").symlink_to(root.parent / "secret")
     (root / "chain.mp4").symlink_to("file.mp4")
     for path in ("file.mp4", "folder/s.mp4", "chain.mp4"):
-        assert f"which leads to {root.parent / 'secret' / 's.mp4'}" in refused(root, path)
+        assert f"it leads to {root.parent / 'secret' / 's.mp4'}" in refused(root, path)
     (root / "again.mp4").symlink_to("in.mp4")
     assert read_manifest(listed(root, "again.mp4"), root=root)[1].path == root / "again.mp4", "links keep their names"
 
@@ -213,7 +213,7 @@ def test_a_run_with_a_root_trains_and_is_judged_with_it(tmp_path, capsys):
     (tmp_path / "clips" / "8.mp4").rename(tmp_path / "8.mp4")
     (tmp_path / "clips" / "8.mp4").symlink_to(tmp_path / "8.mp4")
     assert cli.main(["evaluate", str(run), "--tasks", "knn"]) == 1
-    assert f"which leads to {tmp_path / '8.mp4'}" in capsys.readouterr().err
+    assert f"it leads to {tmp_path / '8.mp4'}" in capsys.readouterr().err
     assert cli.main(["evaluate", str(run), "--tasks", "knn", "--root", str(tmp_path)]) == 0
     assert cli.main(["train", str(recipe), "--out", str(run), "--data.root", str(tmp_path)]) == 0, "a root may change"
 

@@ -268,6 +268,15 @@ def test_what_is_not_finite_before_the_first_checkpoint_ends_the_run(corpus, tmp
         fit(poisoned(clips := make_clips(corpus), *range(60)), clips, tmp_path, **OPTIONS)
 
 
+def test_a_checkpoint_is_due_by_the_clock_too(corpus, tmp_path):
+    """Fails where only steps count: all but the last of a run of days would be hours old."""
+    learner = make_learner()
+    learner.after_step = lambda now: time.sleep(0.1)
+    fit(learner, make_clips(corpus), tmp_path, **OPTIONS | {"save": "every 0.25 seconds", "keep": 20})
+    saved = [int(place.name.removeprefix("step-")) for place in sorted((tmp_path / "checkpoints").iterdir())]
+    assert saved[-1] == 12 and 2 < len(saved) < 8
+
+
 def test_judging_does_not_change_the_run(corpus, tmp_path):
     def judge(backbone, step):
         torch.rand(100)

@@ -86,3 +86,30 @@ def test_what_a_step_is_made_of_is_said():
     assert schedule.StepSize(64).passes == 1
     with pytest.raises(TubeletError, match=r"micro_batch \(5\) must divide"):
         _ = schedule.StepSize(64, micro_batch=5).passes
+
+
+@pytest.mark.parametrize(
+    ("when", "rest", "seconds"),
+    [
+        ("every 5 % or 30 minutes", "every 5 %", 1800),
+        ("every 30 minutes or 2 epochs", "every 2 epochs", 1800),
+        ("every 2 hours", "end", 7200),
+        ("every 90 seconds or 1 minute", "end", 60),
+        ("every 3 steps", "every 3 steps", math.inf),
+        ("end", "end", math.inf),
+    ],
+)
+def test_times_are_told_apart_from_durations(when, rest, seconds):
+    assert schedule.by_clock(when) == (rest, seconds)
+
+
+@pytest.mark.parametrize("when", ["every 2 epochs or 5 %", "every 0 minutes", "every 1.2.3 hours"])
+def test_times_that_make_no_sense_are_refused(when):
+    with pytest.raises(TubeletError, match=repr(when)):
+        schedule.by_clock(when)
+
+
+@pytest.mark.parametrize("when", ["every 0 %", "every 0 steps"])
+def test_no_interval_is_refused(when):
+    with pytest.raises(TubeletError, match="is no interval"):
+        schedule.due(when, 3, steps_per_epoch=100, total=1000)

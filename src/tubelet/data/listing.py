@@ -426,7 +426,7 @@ def _located(where: str, text: str, base: Base) -> Place:
     found = _absolute(text, base.folder)
     target = None if base.root is None else way_out(found, base.root)
     if target is not None:
-        leads = "" if str(target) == text.strip() else f", which leads to {target}"
+        leads = "" if str(target) == text.strip() else f" (it leads to {target})"
         raise TubeletError(f"{where}: {text.strip()!r} is outside of the root {base.root}{leads}: leave the row out")
     return found
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,14 +145,16 @@ def fit(
         raise TubeletError(f"train.length {length!r} is no step at all")
     warm = schedule.steps(warmup, loader.steps_per_epoch, total)
     rates = size.rate(lr), size.rate(min_lr)
+    with _of_setting("save"):
+        save, save_s = schedule.by_clock(save)
     plan = _Plan(
         total, loader.steps_per_epoch, warm, *rates, batch, size.passes, clip_norm, precision, log_steps,
-        max_unreadable, *schedule.by_clock(save), best,
+        max_unreadable, save, save_s, best,
     )  # fmt: skip
     looking, videos = _when_to_look(health, plan, learner)
     for setting, when in (("save", plan.save), ("health", looking)):
-        if when is not None:
-            _said_of(setting, plan, when)
+        with _of_setting(setting):  # what cannot be read is said now, and not when it would be due
+            plan.due(when or "end", 0)
     if parallel == "sharded" and dist.world_size() == 1:
         warn("train.parallel sharded: there is one process, so nothing is sharded")
     look = Health(clips, seed, videos, precision=precision, workers=workers, limit_s=limit_s) if looking else None
@@ -447,16 +450,13 @@ def _when_to_look(health: str | None, plan: _Plan, learner: Learner) -> tuple[st
     return (None, 0) if learner.needs_labels or videos < FEWEST else ("every 5 %", videos)
 
 
-def _said_of(setting: str, plan: _Plan, when: str) -> None:
-    """Finds out at the start whether a schedule can be read.
-
-    Raises:
-        TubeletError: it cannot; with the name of the setting.
-    """
+@contextmanager
+def _of_setting(name: str) -> Iterator[None]:
+    """Names the setting in the message of an error."""
     try:
-        plan.due(when, 0)
+        yield
     except TubeletError as error:
-        raise TubeletError(f"train.{setting}: {error}") from None
+        raise TubeletError(f"train.{name}: {error}") from None
 
 
 def _logged(run: RunState) -> set[str]:
