@@ -206,6 +206,24 @@ def test_going_back_goes_on_after_a_stop_as_if_nothing_had_been(corpus, tmp_path
         assert losses(tmp_path / "whole") == losses(out)
 
 
+def test_a_kill_right_after_going_back_does_not_bring_the_bad_data_again(corpus, tmp_path):
+    """Fails without went-back.json: the checkpoint that was gone back to knows nothing of it."""
+    options = OPTIONS | {"save": "every 4 steps", "log_steps": 1}
+    killed = poisoned(clips := make_clips(corpus), 5, 6, 7)
+
+    def before_step(now):
+        if len(killed.seen) == 8:
+            raise RuntimeError("killed")
+
+    killed.before_step = before_step
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(killed, clips, tmp_path, **options)
+    assert newest(tmp_path).facts["passed_over"] == 0
+    again = poisoned(clips, 5, 6, 7)
+    assert fit(again, clips, tmp_path, **options).steps == 12
+    assert again.seen == list(range(8, 16))
+
+
 @pytest.mark.parametrize("every", [2, 4])
 def test_where_going_back_does_not_help_the_run_ends_and_nothing_is_deleted(corpus, tmp_path, every):
     """Fails when a run goes back for ever (saving among bad steps, every 2), or leaves no checkpoint behind."""
