@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.learner import Backbone, Learner, Now
-from tubelet.nn.heads import Projector
+from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.memory import Ema, rising
 from tubelet.nn.views import augmented
 from tubelet.registry import register
@@ -30,7 +30,7 @@ class BYOL(Learner):
         momentum: share of the teacher that is kept at a step, in the beginning.
         dim: width of the vectors that are predicted.
         hidden: width of the inner layers of projector and predictor.
-        colours: how strongly views are changed: as in the study on video ("slowfast") or as in MoCo v2 ("moco").
+        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
     """
 
     views = 2
@@ -42,7 +42,7 @@ class BYOL(Learner):
         momentum: float = 0.996,
         dim: int = 256,
         hidden: int = 4096,
-        colours: Literal["slowfast", "moco"] = "slowfast",
+        strength: Literal["slowfast", "moco"] = "slowfast",
     ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
@@ -51,16 +51,19 @@ class BYOL(Learner):
         self.head = Projector(backbone.dim, hidden, dim, last_bias=False)
         self.predict = Projector(dim, hidden, dim)
         self.teacher = Ema(self.parts, momentum)
-        self.momentum, self.colours = momentum, colours
+        self.momentum, self.strength = momentum, strength
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """What the teacher is an average of."""
         return {"backbone": self.backbone, "head": self.head}
 
+    def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in super().parameters_of(phase) if name != UNSEEN]
+
     def forward(self, batch: Batch, phase: str) -> Output:
         one, other = (
-            augmented(video, batch["key"], f"view {view}", self.colours) for view, video in enumerate(batch["video"])
+            augmented(video, batch["key"], f"view {view}", self.strength) for view, video in enumerate(batch["video"])
         )
         there = distance(self.predict(self.project(one, self)), self.seen(other))  # B
         back = distance(self.predict(self.project(other, self)), self.seen(one))  # B

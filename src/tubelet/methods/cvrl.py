@@ -37,7 +37,7 @@ class CVRL(Learner):
         hidden: width of the head's inner layers.
         layers: linear maps of the head.
         temperature: the cosines are divided by it.
-        colours: how strongly views are changed: as in PySlowFast's configuration ("slowfast") or in MoCo v2 ("moco").
+        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
     """
 
     views = 2
@@ -52,18 +52,18 @@ class CVRL(Learner):
         hidden: int = 2048,
         layers: int = 3,
         temperature: float = 0.1,
-        colours: Literal["slowfast", "moco"] = "slowfast",
+        strength: Literal["slowfast", "moco"] = "slowfast",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.view_times = times
-        self.negatives, self.temperature, self.colours = negatives, temperature, colours
+        self.negatives, self.temperature, self.strength = negatives, temperature, strength
 
     def forward(self, batch: Batch, phase: str) -> Output:
         keys = batch["key"]
         videos = [
-            augmented(video, keys, f"view {view}", self.colours) for view, video in enumerate(batch["video"])
+            augmented(video, keys, f"view {view}", self.strength) for view, video in enumerate(batch["video"])
         ]
         one, other = (self.encode(video) for video in videos)  # B D each
         disturbed = None

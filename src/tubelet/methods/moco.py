@@ -39,7 +39,7 @@ class MoCo(Learner):
         hidden: width of the head's inner layers.
         layers: linear maps of the head.
         temperature: the cosines are divided by it.
-        colours: how strongly views are changed: as in the study on video ("slowfast") or as in MoCo v2 ("moco").
+        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class MoCo(Learner):
         hidden: int = 2048,
         layers: int = 3,
         temperature: float = 0.1,
-        colours: Literal["slowfast", "moco"] = "slowfast",
+        strength: Literal["slowfast", "moco"] = "slowfast",
     ) -> None:
         super().__init__()
         if clips < 2:
@@ -65,7 +65,7 @@ class MoCo(Learner):
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.teacher = Ema(self.parts, momentum)
         self.queue = Queue(queue, keys=dim, video=0)
-        self.views, self.momentum, self.temperature, self.colours = clips, momentum, temperature, colours
+        self.views, self.momentum, self.temperature, self.strength = clips, momentum, temperature, strength
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -74,7 +74,7 @@ class MoCo(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         videos = [
-            augmented(video, batch["key"], f"view {view}", self.colours) for view, video in enumerate(batch["video"])
+            augmented(video, batch["key"], f"view {view}", self.strength) for view, video in enumerate(batch["video"])
         ]
         with torch.no_grad():
             keys = torch.stack([self.encode(video, self.teacher) for video in videos], dim=1)  # B V D

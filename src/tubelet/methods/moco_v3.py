@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tubelet import dist
 from tubelet.learner import Backbone, Learner, Now
-from tubelet.nn.heads import Projector
+from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.losses import contrast
 from tubelet.nn.memory import Ema, rising
 from tubelet.nn.views import augmented
@@ -65,6 +65,9 @@ class MoCoV3(Learner):
     def parts(self) -> dict[str, nn.Module]:
         """What the teacher is an average of."""
         return {"backbone": self.backbone, "head": self.head}
+
+    def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in super().parameters_of(phase) if name != UNSEEN]
 
     def forward(self, batch: Batch, phase: str) -> Output:
         one, other = batch["video"]

@@ -30,7 +30,7 @@ class SimCLR(Learner):
         hidden: width of the head's inner layers.
         layers: linear maps of the head.
         temperature: the cosines are divided by it.
-        colours: how strongly views are changed: as in the study on video ("slowfast") or as in MoCo v2 ("moco").
+        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
     """
 
     views = 2
@@ -44,16 +44,16 @@ class SimCLR(Learner):
         hidden: int = 2048,
         layers: int = 3,
         temperature: float = 0.1,
-        colours: Literal["slowfast", "moco"] = "slowfast",
+        strength: Literal["slowfast", "moco"] = "slowfast",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
-        self.temperature, self.colours = temperature, colours
+        self.temperature, self.strength = temperature, strength
 
     def forward(self, batch: Batch, phase: str) -> Output:
         one, other = (
-            self.encode(augmented(video, batch["key"], f"view {view}", self.colours))
+            self.encode(augmented(video, batch["key"], f"view {view}", self.strength))
             for view, video in enumerate(batch["video"])
         )  # B D each
         return Output(nt_xent(one, other, batch["id"], self.temperature).mean())

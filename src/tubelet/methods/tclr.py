@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tubelet.learner import Backbone, Learner
-from tubelet.nn.heads import Projector
+from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.losses import contrast, nt_xent
 from tubelet.nn.views import augmented
 from tubelet.registry import register
@@ -45,7 +45,7 @@ class TCLR(Learner):
         dim: width of the vectors that are compared.
         hidden: width of the head's inner layer.
         temperature: the cosines are divided by it.
-        colours: how strongly views are changed: as in PySlowFast's configuration ("slowfast") or in MoCo v2 ("moco").
+        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
     """
 
     views = 2
@@ -59,7 +59,7 @@ class TCLR(Learner):
         dim: int = 128,
         hidden: int = 512,
         temperature: float = 0.1,
-        colours: Literal["slowfast", "moco"] = "moco",
+        strength: Literal["slowfast", "moco"] = "moco",
     ) -> None:
         super().__init__()
         if parts < 2:
@@ -67,11 +67,14 @@ class TCLR(Learner):
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, last_norm=True)
         self.density = parts
-        self.temperature, self.colours = temperature, colours
+        self.temperature, self.strength = temperature, strength
+
+    def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in super().parameters_of(phase) if name != UNSEEN]
 
     def forward(self, batch: Batch, phase: str) -> Output:
         one, other = (
-            self.encode(augmented(video, batch["key"], f"view {view}", self.colours))  # of B C T*P H W
+            self.encode(augmented(video, batch["key"], f"view {view}", self.strength))  # of B C T*P H W
             for view, video in enumerate(batch["video"])
         )
         losses = {

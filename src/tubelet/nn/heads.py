@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from tubelet import dist
 
+UNSEEN = "backbone.norm.bias"
+"""The shift of a ViT's last norm. The first batch norm of a projector takes it away again: its gradient is rounding
+errors, of which Adam would make whole steps. A learner with such a projector leaves it out of `parameters_of`."""
+
 
 class BatchNorm(nn.Module):
     """Normalises each value over the clips of all processes (Ioffe and Szegedy 2015, algorithm 1).
