@@ -1,4 +1,4 @@
-"""Views for learners that contrast clips: windows of videos in which a square moves, and what such a learner has learnt."""
+"""Views for learners that contrast clips: windows of videos in which a square moves, and what such a learner learnt."""
 
 from __future__ import annotations
 
