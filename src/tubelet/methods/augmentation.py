@@ -19,9 +19,9 @@ RIGHT_ANGLES = 4
 """Severities of a rotation: 0, 90, 180 and 270 degrees."""
 COLOUR = 0.6
 """The strongest cast: red times 1.6 and blue times 0.4."""
-BLUR = 1 / 20
+BLUR = 1 / 12
 """Deviation of the strongest blur, as a share of the side."""
-NOISE = 0.15
+NOISE = 0.3
 """Deviation of the strongest noise; pixels are in [0, 1]."""
 
 
@@ -45,7 +45,7 @@ class Augmentation(Learner):
         self,
         backbone: Backbone,
         operations: tuple[Literal["rotation", "colour", "blur", "noise"], ...] = ("colour", "blur", "noise"),
-        severities: int = 4,
+        severities: int = 3,
     ) -> None:
         super().__init__()
         unknown = set(operations) - {"rotation", "colour", "blur", "noise"}
