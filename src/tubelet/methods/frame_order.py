@@ -17,9 +17,10 @@ from tubelet.types import Batch, Output, TubeletError
 class FrameOrder(Learner):
     """Sorts shuffled frames (Lee, Huang, Singh, Yang: Sorting Sequences, ICCV 2017, section 3).
 
-    An order and its reverse are one class, since much that moves could as well move back: n! / 2 classes. Frames come
-    from where the video moves; each is shifted by itself and shows one of its channels, against shortcuts.
-    https://arxiv.org/abs/1708.01246
+    An order and that of the same frames played backwards are one class, since much that moves could as well move back:
+    n! / 2 classes. (Reversing the tuple after it was shuffled is another thing: then the two ends of a video can be
+    told apart only by what cannot move back.) Frames come from where the video moves; each is shifted by itself and
+    shows one of its channels, against shortcuts. https://arxiv.org/abs/1708.01246
 
     Args:
         frames: how many are sorted; each is repeated to the length of a cube.
@@ -45,9 +46,7 @@ class FrameOrder(Learner):
         super().__init__()
         tuples.refuse_stills(backbone, "learner frame_order")
         if not 3 <= frames <= 6:
-            raise TubeletError(
-                f"learner.frames must be 3 to 6, not {frames}: two have one order, seven have 2520"
-            )
+            raise TubeletError(f"learner.frames must be 3 to 6, not {frames}: two have one order, seven have 2520")
         if not 0 < window <= 1:
             raise TubeletError(f"learner.window must be a share of the clip, in 0..1, not {window:g}")
         if not 0 <= jitter < 1:
@@ -62,7 +61,7 @@ class FrameOrder(Learner):
         (video,), keys = batch["video"], batch["key"]  # B C T H W
         label = tuples.choice(keys, len(self.orders), "order")  # B
         backwards = draws.uniform(keys, 1, "backwards") < 0.5  # B 1
-        orders = torch.where(backwards, self.orders[label].flip(1), self.orders[label])  # B n
+        orders = torch.where(backwards, self.frames - 1 - self.orders[label], self.orders[label])  # B n
         places = tuples.moving_places(video, keys, self.frames, self.window, "places").gather(1, orders)  # B n
         frames = tuples.taken(video, places[..., None])  # B n C 1 H W
         frames = tuples.cut(frames, keys, "jitter", self.jitter, self.patch)

@@ -119,9 +119,12 @@ def permutations(items: int) -> Tensor:
 
 
 def orders_either_way(items: int) -> Tensor:
-    """One of each order and its reverse: items!/2 items int64."""
+    """The orders of ``items`` of which the first comes before the last: items!/2 items int64.
+
+    The others are those of the same items played backwards, items - 1 - order, in their order.
+    """
     orders = permutations(items)
-    return orders[orders[:, 0] < orders[:, -1]]
+    return orders[orders.argmin(dim=1) < orders.argmax(dim=1)]
 
 
 def coherent(frames: int, cells: int) -> Tensor:
