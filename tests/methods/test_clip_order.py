@@ -38,5 +38,5 @@ def test_the_loss_is_that_of_each_clip_taken_and_encoded_by_itself():
 
 @pytest.mark.parametrize("clips", [1, 6])
 def test_refuses_too_few_and_too_many_clips(clips):
-    with pytest.raises(TubeletError, match="learner.clips must be 2 to 5"):
+    with pytest.raises(TubeletError, match=r"learner.clips must be 2 to 5"):
         built("clip_order", clips=clips)

@@ -50,5 +50,5 @@ def test_the_loss_is_that_of_each_cell_cut_and_encoded_by_itself():
 
 
 def test_refuses_to_cut_all_of_a_cell_away():
-    with pytest.raises(TubeletError, match="learner.gap"):
+    with pytest.raises(TubeletError, match=r"learner.gap"):
         built("cubic_puzzle", gap=1.0)

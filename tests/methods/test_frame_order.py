@@ -19,7 +19,7 @@ def test_sorts_frames_where_squares_move_and_not_where_they_stand():
 
 
 def test_a_video_and_the_same_played_backwards_have_one_class():
-    """Every order is one of a class or the order that shows the same of a video played backwards, of one class alone."""
+    """Every order belongs to one class: as it is, or as what it shows of a video that is played backwards."""
     orders = tuples.orders_either_way(4).tolist()
     assert len(orders) == 12
     backwards = [[3 - place for place in order] for order in orders]

@@ -43,5 +43,5 @@ def test_the_loss_is_that_of_each_clip_taken_and_encoded_by_itself():
 
 
 def test_refuses_a_single_clip():
-    with pytest.raises(TubeletError, match="learner.clips must be 2 or more"):
+    with pytest.raises(TubeletError, match=r"learner.clips must be 2 or more"):
         built("odd_one_out", clips=1)

@@ -28,7 +28,9 @@ def test_the_loss_is_that_of_each_tuple_encoded_by_itself(length):
     backwards = (draws.uniform(keys, 3, "backwards") < 0.5).tolist()
     loss = right = 0.0
     for i, (a, b, c, d, e) in enumerate(places):
-        for j, (order, label, weight) in enumerate([((b, c, d), 1, 0.25), ((b, a, d), 0, 0.375), ((b, e, d), 0, 0.375)]):
+        for j, (order, label, weight) in enumerate(
+            [((b, c, d), 1, 0.25), ((b, a, d), 0, 0.375), ((b, e, d), 0, 0.375)]
+        ):
             seen = []
             for place in reversed(order) if backwards[i][j] else order:
                 clip = video[i : i + 1, :, place * length : (place + 1) * length]
@@ -52,5 +54,5 @@ def test_refuses_what_it_cannot_do():
         with pytest.raises(TubeletError, match=words):
             built("order_verification", **arguments)
     assert built("order_verification", backbone={"background": "remove"}, length=2).density == 2
-    with pytest.raises(TubeletError, match="5 different frames cannot be taken from a clip of 4: raise data.frames"):
+    with pytest.raises(TubeletError, match=r"5 different frames cannot be taken from a clip of 4: raise data.frames"):
         built("order_verification")(squares(4, 0, 4, (0, 1, 2, 3)), "main")

@@ -70,7 +70,7 @@ def test_frames_come_from_where_it_moves():
     assert abs(still.float().mean() - 7.5) < 0.6
     one = tuples.moving_places(video[5:6], KEYS[5:6], 3, 0.3, "places")
     assert torch.equal(one[0], places[5])
-    with pytest.raises(TubeletError, match="raise data.frames"):
+    with pytest.raises(TubeletError, match=r"raise data.frames"):
         tuples.moving_places(video, KEYS, 17, 0.3, "places")
 
 
