@@ -22,8 +22,8 @@ def test_solves_the_puzzle_and_is_at_chance_where_there_is_nothing_to_see():
 def test_the_order_of_frames_is_found_where_squares_move_and_not_where_they_stand():
     """Where the cells of a frame belong can be seen in a still; where the frames belong cannot."""
     learner = built("jigsaw", backbone={"patch": 8}, hidden=128, orders=6)
-    cells = torch.arange(4)
-    learner.orders = (tuples.permutations(3)[..., None] * 4 + cells).flatten(1)  # no cell leaves its place in a frame
+    frames = torch.tensor(tuples.permutations(3))
+    learner.orders = (frames[..., None] * 4 + torch.arange(4)).flatten(1)  # no cell leaves its place in a frame
     moving, standing = solve(learner, 6, 150, 3e-3, (0,), **WORLD)
     assert moving["accuracy"] >= 0.95
     assert abs(standing["accuracy"] - 1 / 6) < 0.1  # of some 256 videos

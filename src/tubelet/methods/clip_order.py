@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class ClipOrder(Learner):
             raise TubeletError(f"learner.clips must be 2 to 5, not {clips}: there are clips! orders to tell apart")
         self.clips = clips
         self.backbone = backbone
-        self.register_buffer("orders", tuples.permutations(clips), persistent=False)  # K n
+        self.register_buffer("orders", torch.tensor(tuples.permutations(clips)), persistent=False)  # K n
         self.head = tuples.PairwiseHead(backbone.dim, clips, len(self.orders), hidden, dropout)
 
     def forward(self, batch: Batch, phase: str) -> Output:

@@ -51,7 +51,7 @@ class CubicPuzzle(Learner):
             raise TubeletError(f"learner.gap must be in 0..1 (1 excluded), not {gap:g}")
         self.gap, self.one_channel, self.patch = gap, one_channel, backbone.config["patch"]
         self.backbone = backbone
-        self.register_buffer("orders", tuples.permutations(CELLS), persistent=False)  # 24 4
+        self.register_buffer("orders", torch.tensor(tuples.permutations(CELLS)), persistent=False)  # 24 4
         self.heads = nn.ModuleDict(
             {
                 along: Projector(CELLS * backbone.dim, hidden, len(self.orders), norm=False)

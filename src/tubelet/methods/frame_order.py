@@ -54,7 +54,7 @@ class FrameOrder(Learner):
         self.frames, self.window, self.jitter, self.one_channel = frames, window, jitter, one_channel
         self.tubelet, self.patch = backbone.config["tubelet"], backbone.config["patch"]
         self.backbone = backbone
-        self.register_buffer("orders", tuples.orders_either_way(frames), persistent=False)  # K n
+        self.register_buffer("orders", torch.tensor(tuples.orders_either_way(frames)), persistent=False)  # K n
         self.head = tuples.PairwiseHead(backbone.dim, frames, len(self.orders), hidden, dropout)
 
     def forward(self, batch: Batch, phase: str) -> Output:

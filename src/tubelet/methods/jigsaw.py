@@ -45,7 +45,7 @@ class Jigsaw(Learner):
         self.gap = gap
         self.tubelet, self.patch = backbone.config["tubelet"], backbone.config["patch"]
         self.backbone = backbone
-        self.register_buffer("orders", tuples.far_apart(candidates, orders), persistent=False)  # K 12
+        self.register_buffer("orders", torch.tensor(tuples.far_apart(candidates, orders)), persistent=False)  # K 12
         self.head = Projector(FRAMES * CELLS * backbone.dim, hidden, orders, norm=False)
 
     def forward(self, batch: Batch, phase: str) -> Output:

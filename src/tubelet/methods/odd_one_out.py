@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tubelet import draws
 from tubelet.learner import Backbone, Learner
@@ -18,14 +20,15 @@ from tubelet.types import Batch, Output, TubeletError
 class OddOneOut(Learner):
     """Finds the clip whose frames are shuffled (Fernando, Bilen, Gavves, Gould: O3N, CVPR 2017, sections 3 and 4).
 
-    The features of the clips are fused by the sum of their differences, v_j - v_i over all i < j, before a classifier
-    names the odd one. https://arxiv.org/abs/1611.06646
+    The features of the clips, after a layer of their own, are fused by their differences, v_j - v_i over all i < j,
+    before a classifier names the odd one. https://arxiv.org/abs/1611.06646
 
-    Where the paper makes a picture of each clip first, the backbone sees its frames. Chance is 1 / clips.
+    Where the paper makes a picture of each clip first, the backbone sees its frames; the mean of the differences, in
+    place of their sum, keeps the scale for any number of clips. Chance is 1 / clips.
 
     Args:
-        clips: how many there are, one of them odd. Of an odd number the middle one has no weight in the sum.
-        hidden: width of the head.
+        clips: how many there are, one of them odd. Of an odd number the middle one has no weight in the mean.
+        hidden: width of the layers.
     """
 
     density = 2
@@ -37,13 +40,16 @@ class OddOneOut(Learner):
             raise TubeletError(f"learner.clips must be 2 or more for one of them to be odd, not {clips}")
         self.clips = clips
         self.backbone = backbone
-        self.head = Projector(backbone.dim, hidden, clips, norm=False)
+        self.enter = nn.Linear(backbone.dim, hidden, bias=False)
+        self.head = Projector(hidden, hidden, clips, norm=False)
 
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,) = batch["video"]  # B C 2T H W
         odd = tuples.choice(batch["key"], self.clips, "odd")  # B
         clips = tuples.taken(video, self.times(odd, batch["key"], video.shape[2]))  # B n C T H W
-        logits = self.head(fused(tuples.encode(self.backbone, clips))).float()  # B n
+        # what all features share cancels in the differences: a bias would, and without the ReLU that of the last norm
+        seen = F.relu(self.enter(tuples.encode(self.backbone, clips)))  # B n hidden
+        logits = self.head(fused(seen)).float()  # B n
         return Output(F.cross_entropy(logits, odd), {"accuracy": (logits.argmax(dim=1) == odd).float().mean()})
 
     def times(self, odd: Tensor, keys: Tensor, frames: int) -> Tensor:
@@ -56,7 +62,7 @@ class OddOneOut(Learner):
 
 
 def fused(items: Tensor) -> Tensor:
-    """The sum of v_j - v_i over all i < j, B n D -> B D: item k comes k times with plus and n - 1 - k with minus."""
+    """The mean of v_j - v_i over all i < j, B n D -> B D: item k comes k times with plus and n - 1 - k with minus."""
     count = items.shape[1]
     weight = 2 * torch.arange(count, device=items.device, dtype=items.dtype) - (count - 1)  # n
-    return torch.einsum("bnd,n->bd", items, weight)
+    return torch.einsum("bnd,n->bd", items, weight / math.comb(count, 2))

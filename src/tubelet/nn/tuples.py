@@ -12,11 +12,15 @@ import math
 import numpy
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tubelet import draws
 from tubelet.learner import Backbone
 from tubelet.types import TubeletError
+
+Orders = NDArray[numpy.int64]
+"""K n: each row says which item stands in each place."""
 
 
 def choice(keys: Tensor, count: int, stream: str) -> Tensor:
@@ -110,44 +114,43 @@ def one_channel(clips: Tensor, keys: Tensor, stream: str) -> Tensor:
     return clips[video, item, channel][:, :, None].expand_as(clips)  # B n C T H W
 
 
-# orders
+# orders: tables of NumPy, whose rows are the same on every device and where only shapes are asked for
 
 
-def permutations(items: int) -> Tensor:
-    """All orders of ``items``, in the order of `itertools.permutations`: items! items int64."""
-    return torch.tensor(list(itertools.permutations(range(items))))
+def permutations(items: int) -> Orders:
+    """All orders of ``items``, in the order of `itertools.permutations`: items! items."""
+    return numpy.array(list(itertools.permutations(range(items))))
 
 
-def orders_either_way(items: int) -> Tensor:
-    """The orders of ``items`` of which the first comes before the last: items!/2 items int64.
+def orders_either_way(items: int) -> Orders:
+    """The orders of ``items`` of which the first comes before the last: items!/2 items.
 
-    The others are those of the same items played backwards, items - 1 - order, in their order.
+    The others are those of the same items played backwards, items - 1 - order.
     """
     orders = permutations(items)
-    return orders[orders.argmin(dim=1) < orders.argmax(dim=1)]
+    return orders[orders.argmin(axis=1) < orders.argmax(axis=1)]
 
 
-def coherent(frames: int, cells: int) -> Tensor:
+def coherent(frames: int, cells: int) -> Orders:
     """All orders of ``frames`` pictures of ``cells`` each in which those of a picture stay together: K frames*cells."""
     within, between = permutations(cells), permutations(frames)
-    inner = torch.cartesian_prod(*[torch.arange(len(within))] * frames).view(-1, frames)  # cells!^frames frames
+    inner = numpy.array(list(itertools.product(range(len(within)), repeat=frames)))  # cells!^frames frames
     orders = between[:, None, :, None] * cells + within[inner]  # frames! cells!^frames frames cells
-    return orders.flatten(2).flatten(0, 1)  # K frames*cells
+    return orders.reshape(-1, frames * cells)  # K frames*cells
 
 
-def far_apart(candidates: Tensor, count: int) -> Tensor:
+def far_apart(candidates: Orders, count: int) -> Orders:
     """``count`` of the orders ``candidates`` (K n), as different from each other as a greedy choice makes them.
 
     The first is the first; each next one has the largest Hamming distance to the nearest of those before it (Noroozi
     and Favaro 2016, algorithm 1), of equals the one with the largest sum of distances, of these the first.
     """
-    places = candidates.numpy().T.astype(numpy.uint8)  # n K; of few bytes, since thousands of orders are gone through
+    places = candidates.T.astype(numpy.uint8)  # n K; of few bytes, since thousands of orders are gone through
     nearest = numpy.full(len(candidates), len(places), numpy.uint8)  # K
     total = numpy.zeros(len(candidates), numpy.int32)  # K
     chosen = [0]
     while len(chosen) < count:
-        differ = places != places[:, chosen[-1], None]  # n K
-        distance = differ.view(numpy.uint8).sum(axis=0, dtype=numpy.uint8)  # K
+        distance = (places != places[:, chosen[-1], None]).sum(axis=0, dtype=numpy.uint8)  # K
         nearest, total = numpy.minimum(nearest, distance), total + distance
         farthest = (nearest == nearest.max()).nonzero()[0]
         chosen.append(int(farthest[total[farthest].argmax()]))
