@@ -1,0 +1,1 @@
+SMALL = {"simclr": {"learner": {"dim": 8, "hidden": 16}}}
