@@ -1,5 +1,5 @@
-"""Videos that have nothing to themselves but the direction of a square: each of their clips has it elsewhere, in another
-colour, at another speed. What makes clips of a video alike, and clusters, must find the directions."""
+"""Videos that have nothing of their own but the direction of a square: in each clip it is elsewhere, in another colour,
+at another speed. What makes the clips of a video alike, or clusters them, must find the directions."""
 
 from __future__ import annotations
 

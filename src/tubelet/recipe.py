@@ -32,8 +32,8 @@ SECTIONS = ("data", "backbone", "learner", "train", "evaluate")
 NOT_WRITTEN = {"data": {"seed", "segments"}, "learner": {"classes", "videos"}, "train": {"seed", "about"}}
 """Arguments that code fills in: from the recipe's one seed, from the manifest."""
 PARTS = "learner.parts"
-"""Where a learner is made of others: below it a label for each, with its name (the label unless given), its weight in the
-sum of losses, and its arguments."""
+"""Where a learner is made of others: below it a label for each, with its name (the label unless given), its weight in
+the sum of losses, and its arguments."""
 
 
 class UsageError(TubeletError):

@@ -35,7 +35,6 @@ def alone(model: Combined, label: str, name: str, options: dict) -> Learner:
     """The learner of a part by itself, with the weights that the part has."""
     learner = registry.build("methods", name, backbone=copy.deepcopy(model.backbone), **options)
     learner.load_state_dict(model.parts[label].state_dict(), strict=False)
-    learner.load_state_dict({f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}, strict=False)
     return learner
 
 
@@ -141,6 +140,14 @@ def test_the_backbone_is_saved_and_trained_once():
     assert len(parameters) == len(set(parameters))
     twin = copy.deepcopy(model)
     assert all(part.backbone is twin.backbone for part in twin.parts.values()) and twin.backbone is not model.backbone
+
+
+def test_what_no_part_trains_is_not_trained():
+    """The shift of the last norm is taken away by SwAV's first batch norm, and not by a decoder."""
+    unseen = "backbone.norm.bias"
+    assert unseen not in dict(combined({"swav": SWAPPED}).parameters_of("main"))
+    assert unseen in dict(combined(PARTS).parameters_of("main"))
+    assert len(combined(PARTS).parameters_of("main")) == len(list(combined(PARTS).named_parameters()))
 
 
 def test_it_needs_what_its_parts_need():

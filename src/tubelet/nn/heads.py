@@ -81,7 +81,7 @@ class Projector(nn.Sequential):
 
 
 @torch.no_grad()
-def restart(parameter: nn.Parameter, values: Tensor) -> None:
+def restart(parameter: Tensor, values: Tensor) -> None:
     """Sets a weight, which may be sharded, to values that are the same on all processes."""
     values = values.to(parameter.device, parameter.dtype)
     if isinstance(parameter, DTensor):

@@ -158,7 +158,7 @@ def _is_nothing(file: Path) -> bool:
 
 
 def _filled_in(section: str, earlier: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an earlier recipe, and of the learners that its learner is made of, with those that it left out."""
+    """The options of an earlier recipe, and of the parts of its learner, with those that it left out."""
     filled = _defaults(section, now) | earlier
     ours, theirs = now.get("parts"), earlier.get("parts")
     if section == "learner" and isinstance(ours, dict) and isinstance(theirs, dict):
