@@ -79,8 +79,8 @@ class Health:
         padded = [rows[place % count] for place in range(self.rounds * world * piece)]  # what is too much is left out
         self.rows = torch.tensor(padded)
         self.loader = Loader(
-            plain(clips, padded, max(2, clips.views)), piece * world, workers=workers, shuffle=False, rank=dist.rank(), world=world,
-            limit_s=limit_s,
+            plain(clips, padded, max(2, clips.views)), piece * world, workers=workers, shuffle=False, rank=dist.rank(),
+            world=world, limit_s=limit_s,
         )  # fmt: skip
         self.kept: list[Batch] = []
 
