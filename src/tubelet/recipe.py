@@ -104,7 +104,8 @@ class Recipe:
     def clip(self) -> dict[str, Any]:
         """The shape of a clip, as tasks and backbone.json have it."""
         shape = {key: self.data[key] for key in ("frames", "stride", "reference_fps", "size")}
-        return shape | ({"segments": True} if self.data["sampling"] == "segments" else {})
+        shape |= {"segments": True} if self.data["sampling"] == "segments" else {}
+        return shape | ({"flow": "instead"} if self.data.get("flow") in ("instead", "exchanged") else {})
 
     def to_yaml(self) -> str:
         """All that there is to know to do the same again; `load` and `from_yaml` read it back exactly."""

@@ -16,7 +16,8 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -197,6 +198,22 @@ def film(video: Place, path: Path, flow: Flow, fps: float | None = None) -> None
     info = read.probe(video, fps)
     measure = _measure(flow)
     encode.video(_pictures(video, info, flow, measure, fps), None, QUALITY, GOP, info.fps, "", path, pixels="rgb24")
+
+
+@contextmanager
+def shown(video: Place, clip: Mapping[str, Any], fps: float | None = None) -> Iterator[Place]:
+    """What a network whose clips are like ``clip`` looks at: the video, or a film of its flow that is made for it now.
+
+    Raises:
+        UnreadableVideo, TubeletError: as `film`.
+    """
+    if clip.get("flow") != "instead":
+        yield video
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "flow.mp4")
+        film(video, path, Flow(), fps)
+        yield path
 
 
 def _pictures(video: Place, info: VideoInfo, flow: Flow, measure: Measure, fps: float | None) -> encode.Frames:

@@ -271,7 +271,9 @@ def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
 def check(learner: Learner, clips: Clips) -> None:
     """Finds out before the first decode whether learner, backbone and clips fit together."""
     delivered = {"video": True, "audio": clips.audio_rate > 0, "text": clips.captions is not None}
+    delivered["flow"] = clips.has_beside
     remedies = {"audio": "data.audio_rate, such as 16000", "text": "data.captions to the column with the words"}
+    remedies["flow"] = "data.flow to beside"
     for modality in learner.modalities:
         if not delivered.get(modality):
             remedy = f": set {remedies[modality]}" if modality in remedies else ", which no loader delivers"
