@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy
@@ -277,14 +276,14 @@ def _held(out: Path) -> bool:
 
 def batch_of(clips: Clips, batch: int = 3, **options):
     batches = Loader(clips, batch, shuffle=False, **options).batches()
-    found = list(islice(batches, 1))[0]
+    found = next(batches)
     batches.close()
     return found
 
 
 def test_flow_comes_beside_the_video_one_a_view(painted):
     found = batch_of(Clips(painted, **CLIP, views=2, flow="beside", flip=False))
-    assert [tuple(v.shape) for v in found["flow"]] == [tuple(v.shape) for v in found["video"]] == [(3, 3, 4, 32, 32)] * 2
+    assert [v.shape for v in found["flow"]] == [v.shape for v in found["video"]] == [(3, 3, 4, 32, 32)] * 2
     for view in found["flow"]:
         for i, clip in enumerate(view):  # each its own film's level
             assert (clip[0].float() - Flow().picture(numpy.array([[[2.0 + 2 * i, 0]]]))[0, 0, 0]).abs().max() <= 1
@@ -355,7 +354,8 @@ def test_flow_of_a_span_is_that_of_its_moments(videos, tmp_path):
     """The film counts up, so that each of its pictures is known by its level."""
     video = read_manifest(videos)[0]
     levels = [numpy.full((48, 64, 3), 20 * i, numpy.uint8) for i in range(FRAMES)]
-    counting = film(tmp_path / "count.mp4", levels, codec="libx264rgb", pix_fmt="rgb24", fps=FPS, size=(48, 64), b_frames=0)
+    counting = film(tmp_path / "count.mp4", levels, codec="libx264rgb", pix_fmt="rgb24", fps=FPS, size=(48, 64),
+                    b_frames=0)  # fmt: skip
     row = replace(video, start_s=0.5, end_s=0.9, flow=counting)
     found = batch_of(Clips(Manifest([row]), **CLIP, flow="instead", flip=False), 1)
     assert (found["video"][0][0, 0, :, 16, 16].float() / 20).round().tolist() == [5, 6, 7, 8]

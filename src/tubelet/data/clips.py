@@ -103,9 +103,9 @@ class Clips:
             takes work from the workers and sends larger pictures. On a CPU it is the same work, with the same result.
         audio_rate: samples a second of the sound of each clip's seconds, mixed to one channel; 0 = no sound.
         captions: column of the manifest whose words come along; None = no text.
-        flow: optical flow, of a manifest that `tubelet data flow` has made: "beside" the video, or "instead" of it, so that
-            any method trains a network of flow; "exchanged" puts the video beside its flow, for networks of flow that
-            learn with a look at the video. It is of the same moments and crops.
+        flow: optical flow, of the same moments and crops, of a manifest that `tubelet data flow` has made: "beside" the
+            video, or "instead" of it, so that any method trains a network of flow; "exchanged" puts the video beside its
+            flow, for networks of flow that learn with a look at the video.
         reader: "pyav", "torchcodec" (which has to be installed), or, for a run, "auto": the faster one on a few of its
             files, measured when it is started first. Their pixels differ a little where pictures are shrunk.
         clips: how many clips a grid takes along time.
@@ -313,18 +313,24 @@ class Clips:
             [draws.generator(*key, repeat, view, "clip") for view in range(self._reads)] for repeat in range(repeats)
         ]
         times = [start_s + t for views in streams for t in self._times(duration_s, info.fps, gap_s, views)]
-        films = [self._pixels(getattr(video, name), video.fps, numpy.concatenate(times)) for name in READ[self.flow]]
-        films = [transform.fit(film, *films[0].shape[-2:]).split(self.frames * self.density) for film in films]
+        films = self._films(video, numpy.concatenate(times))
         sound = [self._sound(video, info, t) for t in times] if self.audio_rate else []
         clips, kept, heard, beside = [], [], [], []
         for repeat, views in enumerate(streams):
             mine = slice(repeat * self._reads, (repeat + 1) * self._reads)
-            cropped = [self._cropped(film[mine], views, name == "flow") for film, name in zip(films, READ[self.flow])]
+            cropped = [self._cropped(film[mine], views, is_flow) for is_flow, film in films]
             clips.append(cropped[0])
             beside.append(cropped[1] if self.has_beside else [])
             kept.append([t for t in times[mine] for _ in range(self.views // self._reads)])
             heard.append([wave for wave in sound[mine] for _ in range(self.views // self._reads)])
         return Taken(clips, kept, heard, beside)
+
+    def _films(self, video: Video, times_s: numpy.ndarray) -> list[tuple[bool, tuple[Tensor, ...]]]:
+        """What is read of a row, in pictures of one size: of each film whether it is of flow, and its clips."""
+        films = [self._pixels(getattr(video, name), video.fps, times_s) for name in READ[self.flow]]
+        films = [transform.fit(film, *films[0].shape[-2:]) for film in films]
+        clips = (film.split(self.frames * self.density) for film in films)
+        return [(name == "flow", parts) for name, parts in zip(READ[self.flow], clips, strict=True)]
 
     def _pixels(self, place: Place, fps: float | None, times_s: numpy.ndarray) -> Tensor:
         if self.reader == "torchcodec" and read.is_file(place):

@@ -13,6 +13,7 @@ made again, and a source that has changed gets another film.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import shutil
 import tempfile
 import time
@@ -245,7 +246,6 @@ def _measure(flow: Flow) -> Measure:
 
 def _opencv() -> Any:
     try:
-        import cv2
+        return importlib.import_module("cv2")
     except ImportError:
         raise TubeletError("optical flow needs OpenCV: pip install 'tubelet[flow]'") from None
-    return cv2
