@@ -104,8 +104,8 @@ class Clips:
         audio_rate: samples a second of the sound of each clip's seconds, mixed to one channel; 0 = no sound.
         captions: column of the manifest whose words come along; None = no text.
         flow: optical flow, of the same moments and crops, of a manifest that `tubelet data flow` has made: "beside" the
-            video, or "instead" of it, so that any method trains a network of flow; "exchanged" puts the video beside its
-            flow, for networks of flow that learn with a look at the video.
+            video, or "instead" of it, so that any method trains a network of flow; "exchanged" puts the video beside
+            its flow, for networks of flow that learn with a look at the video.
         reader: "pyav", "torchcodec" (which has to be installed), or, for a run, "auto": the faster one on a few of its
             files, measured when it is started first. Their pixels differ a little where pictures are shrunk.
         clips: how many clips a grid takes along time.

@@ -2,8 +2,8 @@
 
 A CSV or Parquet table with a column `path` and, where known, `start_s`, `end_s`, `label`, `group`, `split`, `fps`,
 `corpus`, `flow`; any other column is kept. Relative paths start at the manifest's folder; a path may be a URL
-(`s3://...`), and so may the manifest. A video is a file, a folder or an archive of pictures, or a sample of a shard: see
-`read.py`.
+(`s3://...`), and so may the manifest. A video is a file, a folder or an archive of pictures, or a sample of a shard:
+see `read.py`.
 VideoMAE's own lists are read too: `path label` on each line, without a header, and V2's `path 0 -1`; of folders of
 pictures `folder count label`, or for pre-training `folder first count`.
 
