@@ -189,7 +189,7 @@ def test_options_are_of_all_links_or_of_one(written):
 
 
 def test_what_is_missing_is_told_and_a_chain_is_no_recipe(written, tmp_path):
-    with pytest.raises(UsageError, match="link first needs --data.manifest"):
+    with pytest.raises(UsageError, match="link first needs --data"):
         chain.load(written()).train(tmp_path / "out")
     with pytest.raises(UsageError, match="is a chain of runs, not one"):
         recipe.load(written())

@@ -1,4 +1,4 @@
-"""CoCLR: what the optical flow of two videos has in common says which of them are alike in pictures, and the other way."""
+"""CoCLR: a network of pictures and one of optical flow say in turn to each other which videos are alike."""
 
 from __future__ import annotations
 
