@@ -38,7 +38,7 @@ from tubelet.data.workers import cores
 from tubelet.types import TubeletError
 
 QUALITY = 12
-"""CRF of the films: a hundredth of their values comes back by more than one of the 256 levels off."""
+"""CRF of the films: of a hundred values one or less comes back by more than one of the 256 levels off."""
 GOP = 12
 SMALLEST = 16
 """Height or width, in pixels: with fewer there are too few patches to follow."""
@@ -197,8 +197,8 @@ def film(video: Place, path: Path, flow: Flow, fps: float | None = None) -> None
         TubeletError: OpenCV is not installed.
     """
     info = read.probe(video, fps)
-    measure = _measure(flow)
-    encode.video(_pictures(video, info, flow, measure, fps), None, QUALITY, GOP, info.fps, "", path, pixels="rgb24")
+    compare = measure(flow)
+    encode.video(_pictures(video, info, flow, compare, fps), None, QUALITY, GOP, info.fps, "", path, pixels="rgb24")
 
 
 @contextmanager
@@ -217,14 +217,14 @@ def shown(video: Place, clip: Mapping[str, Any], fps: float | None = None) -> It
         yield path
 
 
-def _pictures(video: Place, info: VideoInfo, flow: Flow, measure: Measure, fps: float | None) -> encode.Frames:
+def _pictures(video: Place, info: VideoInfo, flow: Flow, compare: Measure, fps: float | None) -> encode.Frames:
     """The pictures of a film, each from when its frame of the video is shown."""
     before, start_s, picture = None, 0.0, None
     for number, (from_s, frame) in enumerate(read.frames(video, short_side=flow.short_side or None, fps=fps)):
         if min(frame.shape[:2]) < SMALLEST:
             raise UnreadableVideo(video, f"pictures of {info.width} x {info.height} are too small for flow")
         if before is not None:
-            picture = flow.picture(measure(before, frame))
+            picture = flow.picture(compare(before, frame))
             yield start_s, picture
         # A reader will be as merciful when it is asked for a time.
         before, start_s = frame, from_s + mercy_s(info.fps) if number else 0.0
@@ -232,7 +232,7 @@ def _pictures(video: Place, info: VideoInfo, flow: Flow, measure: Measure, fps: 
         yield start_s, flow.picture(numpy.zeros((*before.shape[:2], 2))) if picture is None else picture
 
 
-def _measure(flow: Flow) -> Measure:
+def measure(flow: Flow) -> Measure:
     """What measures, in one thread."""
     cv2 = _opencv()
     cv2.setNumThreads(1)  # there are as many processes as cores
