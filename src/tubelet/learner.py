@@ -125,8 +125,10 @@ class Learner(nn.Module):
         """Takes the weights that another learner of this class has besides its backbone: a decoder, a head.
 
         Raises:
-            TubeletError: a part is missing or of another shape.
+            TubeletError: it is of another class, or a part is missing or of another shape.
         """
+        if type(source) is not type(self):
+            raise TubeletError(f"it is a {type(source).__name__}, and the recipe has a {type(self).__name__}")
         own, theirs = (
             {name: tensor for name, tensor in learner.state_dict().items() if not name.startswith("backbone.")}
             for learner in (self, source)

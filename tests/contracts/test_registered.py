@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from saved import newest
 from tubelet import checkpoint, dist, draws, registry
 from tubelet.data.clips import Clips
 from tubelet.data.device import to_device
-from tubelet.data.listing import read_manifest
+from tubelet.data.listing import Manifest, read_manifest
 from tubelet.data.loader import Loader
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.log import read_metrics
@@ -38,7 +39,7 @@ DROPPING = {**SMALL["vit"], "drop_path": 0.5}
 def _small() -> dict[str, dict]:
     """What the tests of all methods say of their smallest forms: `SMALL`, name -> `learner` and `data`.
 
-    What follows a comma in a name is only a name for other arguments.
+    What follows a comma in a name is only a name for other arguments; an argument that is a function is called for it.
     """
     found: dict[str, dict] = {}
     for path in sorted((Path(__file__).parents[1] / "methods").glob("test_*.py")):
@@ -74,7 +75,7 @@ def arguments(name: str) -> dict:
     """The smallest ones of a learner; of those that are counted in the manifest, the number of videos."""
     found = registry.find("methods", name.partition(",")[0])
     counted = {"videos": VIDEOS} if "videos" in inspect.signature(found).parameters else {}
-    return counted | LEARNER.get(name, {})
+    return counted | {key: value() if callable(value) else value for key, value in LEARNER.get(name, {}).items()}
 
 
 def losses(run: Path) -> list[float]:
@@ -83,13 +84,16 @@ def losses(run: Path) -> list[float]:
 
 
 def make_clips(corpus: Path, learner: Learner, name: str = "") -> Clips:
-    return Clips(read_manifest(corpus, "train"), **clip_options(learner, name))
+    manifest = read_manifest(corpus, "train")
+    if "flow" in learner.modalities:  # what a film shows does not matter here: the video is its own
+        manifest = Manifest([replace(video, flow=video.path) for video in manifest])
+    return Clips(manifest, **clip_options(learner, name))
 
 
 def clip_options(learner: Learner, name: str) -> dict:
     """Of `Clips`: what the learner needs, and what its tests say."""
     needed = {part: getattr(learner, part) for part in ("views", "density", "view_times")}
-    asked = {"audio": {"audio_rate": 4000}, "text": {"captions": "caption"}}
+    asked = {"audio": {"audio_rate": 4000}, "text": {"captions": "caption"}, "flow": {"flow": "beside"}}
     sources = {key: value for modality in learner.modalities for key, value in asked.get(modality, {}).items()}
     return CLIP | needed | sources | DATA.get(name, {})
 

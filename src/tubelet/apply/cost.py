@@ -259,9 +259,11 @@ class _Trial:
         batch = Batch(
             video=[torch.rand(shape, device=self.device) for _ in range(clips.views)],  # B C T H W
             times=[torch.zeros(count, shape[2], device=self.device) for _ in range(clips.views)],
-            label=numbers % max(1, len(clips.manifest.classes)), id=numbers % len(clips), key=numbers,
+            label=numbers % max(1, len(clips.manifest.classes)), id=numbers % len(clips), group=numbers, key=numbers,
             readable=torch.ones(count, dtype=torch.bool, device=self.device),
         )  # fmt: skip
+        if clips.has_beside:
+            batch["flow"] = [torch.rand(shape, device=self.device) for _ in range(clips.views)]  # B C T H W
         if clips.audio_rate:
             batch["audio"] = [torch.rand(count, clips.samples, device=self.device) for _ in range(clips.views)]  # B S
             batch["audio_present"] = torch.ones(count, dtype=torch.bool, device=self.device)
