@@ -265,7 +265,7 @@ def _print_numbers(title: str, results: dict[str, dict[str, Any]]) -> None:
         for variant, result in variants.items():
             low, high = (f"{100 * edge:.1f}" for edge in result["interval"])
             main, *others = names = numbers(result)
-            shown = ["class_mean"] if names == CLASSIFICATION else others
+            shown = ["class_mean"] if names == CLASSIFICATION else others[:2]
             spread = result.get("spread")
             rows.setdefault((main, *shown), []).append([
                 task, variant, f"{100 * result[main]:.1f}", f"{low} - {high}",

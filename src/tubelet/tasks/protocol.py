@@ -232,7 +232,7 @@ def main_number(result: Result) -> float:
 
 def in_words(number: str) -> str:
     """The name of a number, for people."""
-    return {"top1": "top-1", "j_and_f": "J&F"}.get(number, number.replace("_", " "))
+    return {"top1": "top-1", "j_and_f": "J&F", "j": "J", "f": "F"}.get(number, number.replace("_", " "))
 
 
 def counted(result: Result) -> str:
