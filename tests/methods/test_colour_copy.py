@@ -73,19 +73,19 @@ def test_bins_divide_the_range_of_a_channel_evenly():
 
 def trained(moving: bool = True, **arguments) -> float:
     backbone = tiny_backbone()
-    learn(ColourCopy(backbone, **arguments), lambda step: tiles(16, 1000 + step, moving=moving)[0], steps=60, lr=3e-3)
+    learn(ColourCopy(backbone, **arguments), lambda step: tiles(8, 1000 + step, moving=moving)[0], steps=60, lr=3e-3)
     return recovered(backbone)
 
 
 def test_it_recovers_a_translation_that_an_untrained_network_does_not():
     """Untrained, tokens of the same place are the most alike."""
     assert recovered(tiny_backbone()) < 0.4
-    assert trained() > 0.8
+    assert trained() > 0.95
 
 
-def test_from_still_clips_it_learns_to_copy_from_the_same_place():
-    """The control."""
-    assert trained(moving=False) < 0.4
+def test_from_still_clips_it_need_not_learn_it():
+    """The control: there the same place is right as well."""
+    assert trained(moving=False) < 0.85
 
 
 def test_wrong_arguments_are_refused():

@@ -83,6 +83,9 @@ def contour_accuracy(predicted: Mask, truth: Mask, tolerance: float = TOLERANCE)
         if not mine.any() or not theirs.any():
             scores[t] = float(not mine.any() and not theirs.any())
             continue
+        rows, columns = ((mine | theirs).any(axis=axis).nonzero()[0] for axis in (1, 0))
+        near = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # nothing else has a contour
+        mine, theirs = mine[near], theirs[near]
         precision = (mine & dilated(theirs, radius)).sum() / mine.sum()
         found = (theirs & dilated(mine, radius)).sum() / theirs.sum()
         scores[t] = 2 * precision * found / (precision + found) if precision + found else 0.0
