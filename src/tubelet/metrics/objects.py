@@ -83,8 +83,8 @@ def contour_accuracy(predicted: Mask, truth: Mask, tolerance: float = TOLERANCE)
         if not mine.any() or not theirs.any():
             scores[t] = float(not mine.any() and not theirs.any())
             continue
-        rows, columns = ((mine | theirs).any(axis=axis).nonzero()[0] for axis in (1, 0))
-        near = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # nothing else has a contour
+        rows, columns = numpy.nonzero(mine | theirs)
+        near = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)  # all contours lie there
         mine, theirs = mine[near], theirs[near]
         precision = (mine & dilated(theirs, radius)).sum() / mine.sum()
         found = (theirs & dilated(mine, radius)).sum() / theirs.sum()

@@ -24,13 +24,18 @@ def transition(
     Returns:
         B N M float32.
     """
-    with torch.autocast(queries.device.type, enabled=False):
-        cosine = F.normalize(queries.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).mT  # B N M
-    open_ = torch.ones_like(cosine, dtype=torch.bool) if allowed is None else allowed.expand_as(cosine)
+    scores = similarity(queries, keys, temperature, allowed)  # B N M
     if dropped is not None:
-        left = open_ & ~dropped
-        open_ = torch.where(left.any(dim=-1, keepdim=True), left, open_)
-    return (cosine / temperature).masked_fill(~open_, -torch.inf).softmax(dim=-1)  # B N M
+        left = scores.masked_fill(dropped, -torch.inf)
+        scores = torch.where((left > -torch.inf).any(dim=-1, keepdim=True), left, scores)
+    return scores.softmax(dim=-1)  # B N M
+
+
+def similarity(queries: Tensor, keys: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+    """Cosine / temperature of each query, B N D, and key, B M D; minus infinity where not allowed: B N M float32."""
+    with torch.autocast(queries.device.type, enabled=False):
+        scores = F.normalize(queries.float(), dim=-1) @ (F.normalize(keys.float(), dim=-1) / temperature).mT  # B N M
+    return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
 
 
 def copy(
@@ -57,12 +62,14 @@ def copy(
     size = max(1, BLOCK // keys.shape[1])
     for start in range(0, queries.shape[1], size):
         rows = slice(start, start + size)
-        chance = transition(queries[:, rows], keys, temperature, None if allowed is None else allowed[rows])  # B n M
-        if top is not None and top < chance.shape[-1]:
-            least = chance.topk(top, dim=-1).values[..., -1:]  # B n 1
-            chance = chance.masked_fill(chance < least, 0)
-            chance = chance / chance.sum(dim=-1, keepdim=True)
-        found.append(chance @ values.float())  # B n C
+        scores = similarity(queries[:, rows], keys, temperature, None if allowed is None else allowed[rows])  # B n M
+        if top is None or top >= scores.shape[-1]:
+            with torch.autocast(values.device.type, enabled=False):
+                found.append(scores.softmax(dim=-1) @ values.float())  # B n C
+            continue
+        best, place = scores.topk(top, dim=-1)  # B n k
+        clip = torch.arange(len(values), device=values.device)[:, None, None]
+        found.append((best.softmax(dim=-1)[..., None] * values[clip, place]).sum(dim=2))  # B n C
     return torch.cat(found, dim=1)  # B N C
 
 

@@ -198,7 +198,8 @@ class Propagation(Task):
             numbers = torch.tensor([0, *known])
             shares = (torch.from_numpy(first)[None] == numbers[:, None, None]).float()  # C H W
             labels = F.adaptive_avg_pool2d(shares, grid).flatten(1).T[None].to(device)  # 1 N C
-            near = neighbours(grid, self.radius, device) if self.radius else None  # N N
+            wide = self.radius == 0 or self.radius >= max(grid)
+            near = None if wide else neighbours(grid, self.radius, device)  # N N
             features = encoded(backbone, video, grid, how, window, device)
             start = next(features)  # 1 N D
             before: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.context)
