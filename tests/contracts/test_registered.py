@@ -23,9 +23,10 @@ from tubelet.data.clips import Clips
 from tubelet.data.device import to_device
 from tubelet.data.listing import Manifest, read_manifest
 from tubelet.data.loader import Loader
+from tubelet.data.synthetic import make_corpus
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.log import read_metrics
-from tubelet.tasks.protocol import Protocol
+from tubelet.tasks.protocol import Terms, main_number, numbers
 from tubelet.train.fit import Interrupted, fit
 from tubelet.train.optim import adamw, set_rate
 from tubelet.train.step import take_step
@@ -276,17 +277,28 @@ def test_a_backbone_keeps_its_contract(name):
     assert registry.build("backbones", config.pop("name"), **config).config == backbone.config
 
 
+@pytest.fixture(scope="session")
+def tracked(tmp_path_factory) -> Path:
+    """The manifest of four generated videos that have masks too, of two motions."""
+    made = {"clips": 2, "test": 4, "size": 16, "frames": 4, "motions": ("left", "right"), "workers": 0}
+    return make_corpus(tmp_path_factory.mktemp("tracked") / "corpus", **made)
+
+
 @tasks
-def test_a_task_judges_every_test_video_once(name, corpus, tmp_path):
-    protocol = Protocol.from_manifest(read_manifest(corpus), CLIP)
+def test_a_task_judges_every_test_video_once(name, corpus, tracked, tmp_path):
+    manifest = tracked if name == "propagation" else corpus
     subject = build_learner("supervised") if name == "classify" else build_backbone("vit")
-    result = registry.build("tasks", name, **TASK.get(name, {}))(subject, protocol, tmp_path / "out")
+    task = registry.build("tasks", name, **TASK.get(name, {}))
+    result = task(subject, task.data(Terms(lambda: read_manifest(manifest), CLIP)), tmp_path / "out")
     assert result["videos"] == 4
-    assert 0 <= result["top1"] <= 1
-    assert result["interval"][0] <= result["top1"] <= result["interval"][1]
-    assert sum(map(sum, result["confusion"])) == 4
+    assert all(0 <= result[number] <= 1 for number in numbers(result) if result[number] is not None)
+    assert result["interval"][0] <= main_number(result) <= result["interval"][1]
+    assert result["seconds"] > 0
+    if numbers(result)[0] == "top1":
+        assert sum(map(sum, result["confusion"])) == 4
     json.dumps(result)
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 5
+    assert all((tmp_path / "out" / picture).exists() for picture in result.get("pictures", []))
 
 
 @pytest.mark.parametrize("folder", ["methods", "backbones", "tasks", "data/formats"])
