@@ -35,7 +35,7 @@ from rich import progress
 
 from tubelet import draws, log
 from tubelet.data.listing import Manifest, Video, write_manifest
-from tubelet.data.synthetic_sound import RATE, sound
+from tubelet.data.synthetic_sound import add_sound, sound
 from tubelet.data.synthetic_words import caption, narration
 from tubelet.types import TubeletError
 
@@ -170,8 +170,8 @@ def make_corpus(
 
     Beside them: ``clips.csv``, the manifest, with a `caption` and a `narration` of each (`synthetic_words`);
     ``factors.json``, ``{path: factors}`` with every factor of a clip, its boxes (one a frame, xyxy in 0..1, or null)
-    and its masks (one a frame, for `decode_mask`); ``synthetic.json``, the arguments. The same arguments give the same bytes whatever the number of workers. A
-    finished folder is left as it is, a half-made one is completed.
+    and its masks (one a frame, for `decode_mask`); ``synthetic.json``, the arguments. The same arguments give the same
+    bytes whatever the number of workers. A finished folder is left as it is, a half-made one is completed.
 
     Args:
         size: height and width in pixels, even.
@@ -437,15 +437,11 @@ def _encode(path: Path, video: NDArray[numpy.uint8], fps: float, wave: NDArray[n
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
         stream.codec_context.thread_count = 1
-        track = None if wave is None else container.add_stream("aac", rate=RATE, layout="mono")
         for image in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-        if track is not None and wave is not None:
-            samples = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
-            samples.sample_rate = RATE
-            container.mux(track.encode(samples))
-            container.mux(track.encode())
+    if wave is not None:
+        add_sound(temporary, wave)
     temporary.replace(path)
 
 

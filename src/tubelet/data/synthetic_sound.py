@@ -17,6 +17,7 @@ of the class.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
@@ -46,6 +47,27 @@ def sound(scene: Scene, path: Track, seconds: float, rng: numpy.random.Generator
     hiss = rng.uniform(0.003, 0.02) * rng.standard_normal(samples)
     wave = rng.uniform(0.15, 0.7) * _softened(envelope) * tone + hiss
     return wave.clip(-1, 1).astype(numpy.float32)
+
+
+def add_sound(path: Path, wave: NDArray[numpy.float32]) -> None:
+    """Adds a track of AAC (S in [-1, 1], mono at `RATE`) to an mp4 file, whose pictures are copied as they are.
+
+    Encoded together with sound, x264's bytes would not always be the same.
+    """
+    import av
+
+    both = path.with_suffix(".both")
+    with av.open(str(path)) as old, av.open(str(both), "w", format="mp4") as new:
+        video, track = new.add_stream_from_template(old.streams.video[0]), new.add_stream("aac", RATE, layout="mono")
+        for packet in old.demux(old.streams.video[0]):
+            if packet.size:
+                packet.stream = video
+                new.mux(packet)
+        samples = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        samples.sample_rate = RATE
+        new.mux(track.encode(samples))
+        new.mux(track.encode())
+    both.replace(path)
 
 
 def _melody(

@@ -29,7 +29,12 @@ SENTENCES = (
     "the {shape} {does}",
     "it {does}",
 )
-ASIDES = ("this is a {shape}", "it looks like {texture}", "behind it there is {background}", "look at that {texture} {shape}")
+ASIDES = (
+    "this is a {shape}",
+    "it looks like {texture}",
+    "behind it there is {background}",
+    "look at that {texture} {shape}",
+)
 SEPARATOR = "|"
 """Between the sentences of a narration."""
 
