@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tubelet import dist
 
@@ -65,3 +66,12 @@ class Projector(nn.Sequential):
         if last_norm:
             modules.append(BatchNorm(out, affine=False))
         super().__init__(*modules)
+
+
+@torch.no_grad()
+def restart(parameter: nn.Parameter, values: Tensor) -> None:
+    """Sets a weight, which may be sharded, to values that are the same on all processes."""
+    values = values.to(parameter.device, parameter.dtype)
+    if isinstance(parameter, DTensor):
+        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    parameter.copy_(values)
