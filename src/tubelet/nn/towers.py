@@ -23,6 +23,16 @@ SEPARATOR = "|"
 """Stands between the sentences of a caption that has several."""
 
 
+def text_tower(model: str | None, dim: int, depth: int, words: int) -> TextTower | PretrainedText:
+    """The text encoder of transformers called ``model``, or a small one to train."""
+    return TextTower(dim, depth, words) if model is None else PretrainedText(model)
+
+
+def audio_tower(model: str | None, dim: int, depth: int, rate: int) -> AudioTower | PretrainedAudio:
+    """The sound encoder of transformers called ``model``, or a small one to train."""
+    return AudioTower(dim, depth, rate) if model is None else PretrainedAudio(model, rate)
+
+
 class TextTower(nn.Module):
     """Sentences to vectors. A word's number is its hash, so that there is no vocabulary to make or keep.
 
