@@ -64,7 +64,7 @@ def add_sound(path: Path, wave: NDArray[numpy.float32]) -> None:
                 packet.stream = video
                 new.mux(packet)
         samples = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
-        samples.sample_rate = RATE
+        samples.sample_rate, samples.pts = RATE, 0  # or the encoder's delay would be left in
         new.mux(track.encode(samples))
         new.mux(track.encode())
     both.replace(path)
