@@ -15,6 +15,7 @@ from tubelet.command import (
     choices,
     chosen,
     command,
+    flag,
     number,
     printed,
     rate,
@@ -261,6 +262,7 @@ def data_join(args: Namespace, _: list[str]) -> None:
 @command(
     "data synth", "tubelet data synth corpus/ --clips 2000",
     argument("out", type=Path, help="folder to write"),
+    flag("--sound", "sound", "the files have a track of sound that tells the motion"),
     signature("tubelet.data.synthetic", "make_corpus"),
     signature("tubelet.data.synthetic", "Corpus"),
 )  # fmt: skip

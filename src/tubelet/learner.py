@@ -94,6 +94,8 @@ class Learner(nn.Module):
     """How the times of a sample's views must lie to each other, as in `data.view_times`; None = in any way."""
     compares_clips: bool = False
     """The loss compares the clips of one forward pass with each other, so that smaller passes change it."""
+    audio_rate: int = 0
+    """Samples a second that the learner's ears are made for, where it has any; checked against `data.audio_rate`."""
     needs_labels: bool = False
     phases: tuple[str, ...] = ("main",)
     """One optimiser each, stepped in this order."""

@@ -308,6 +308,11 @@ def check(learner: Learner, clips: Clips) -> None:
         if not delivered.get(modality):
             remedy = f": set {remedies[modality]}" if modality in remedies else ", which no loader delivers"
             raise TubeletError(f"{type(learner).__name__} needs {modality}{remedy}")
+    if learner.audio_rate not in (0, clips.audio_rate):
+        raise TubeletError(
+            f"{type(learner).__name__} is made for {learner.audio_rate} samples of sound a second, and gets "
+            f"{clips.audio_rate}: set learner.audio_rate to data.audio_rate"
+        )
     if clips.views != learner.views:
         raise TubeletError(
             f"{type(learner).__name__} needs {learner.views} views of each video: set data.views to {learner.views}"
