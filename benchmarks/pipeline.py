@@ -126,7 +126,7 @@ def waiting(plain: Path, packed: Place, workers: list[int], steps: int, rounds: 
     batch, frames, stride, size = tree.train["batch"], *(tree.data[name] for name in ("frames", "stride", "size"))
 
     def ours(manifest: Place, count: int) -> Callable[[], Batches]:
-        clips = make_clips(recipe.load("tiny", [f"--data.manifest={manifest}"]))
+        clips = make_clips(recipe.load("tiny", [f"--data.manifest={manifest}"]), read_manifest(manifest), learner)
         return Loader(clips, batch, workers=count).batches
 
     arms: dict[tuple[str, int], Callable[[], Batches]] = {}

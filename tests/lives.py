@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 import toys
-from contracts.test_registered import DATA, build_learner
-from moving import CLIP
+from contracts.test_registered import build_learner, clip_options
 from processes import Ended, Processes
 from saved import newest
 from tubelet import cli, dist
@@ -67,8 +66,7 @@ class Run(NamedTuple):
 
     @property
     def clips(self) -> Clips:
-        views = toys.TOYS[self.learner].views if self.learner in toys.TOYS else 1
-        options = {**CLIP, "views": views, **DATA.get(self.learner, {}), **self.data}
+        options = clip_options(_learner(self), self.learner) | self.data
         return Clips(read_manifest(self.corpus, "train"), **options)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ Answer = TypeVar("Answer")
 _PATIENT = timedelta(days=14)
 """How long processes wait for one that judges or writes: as long as it lives. One that dies is noticed at once."""
 _groups: dict[str, Any] = {}
+_apart = False
 
 
 def start(timeout_s: float = 1800.0) -> None:
@@ -98,6 +100,69 @@ def mean(value: Tensor) -> Tensor:
     value = value.clone()
     distributed.all_reduce(value)
     return value / world_size()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within it `peers` is 1: each process computes by itself, such as on parts of different sizes."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def peers() -> int:
+    """How many processes a batch is spread over, whose rows `gather_rows` joins."""
+    return 1 if _apart else world_size()
+
+
+def own_part(rows: Tensor) -> Tensor:
+    """This process's part of the rows of all, as `gather_rows` joins them."""
+    return rows if peers() == 1 else rows.chunk(peers())[rank()]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all processes in the order of their ranks, equally many of each; gradients find their way back.
+
+    Where every process takes the mean over its own rows of a loss that compares them with these, the mean of all
+    processes' gradients, which training takes, is that of one process with all of the rows.
+    """
+    return rows if peers() == 1 else _GatherRows.apply(rows)  # type: ignore[return-value]
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; gradients find their way back."""
+    return value if peers() == 1 else _Total.apply(value)  # type: ignore[return-value]
+
+
+class _GatherRows(torch.autograd.Function):
+    """What came from everywhere is needed everywhere: the gradients of all processes for one's rows add up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(gradient)
+        return own_part(gradient)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return total(gradients[0])
 
 
 def any_of(*flags: bool) -> Sequence[bool]:

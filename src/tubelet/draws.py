@@ -46,6 +46,14 @@ def uniform(keys: Tensor, count: int, stream: str = "") -> Tensor:
     return (_shift(_mix(mixed), 40)).to(torch.float32) / float(1 << 24)  # 24 bits: exact in float32
 
 
+def normal(keys: Tensor, count: int, stream: str = "") -> Tensor:
+    """``count`` numbers of a standard normal distribution for each key, B count float32 (Box and Muller 1958)."""
+    import torch
+
+    first, second = uniform(keys, 2 * count, stream).chunk(2, dim=1)  # B count each
+    return (-2 * (1 - first).log()).sqrt() * (2 * torch.pi * second).cos()  # 1 - first is never 0
+
+
 def _mix(value: Tensor) -> Tensor:
     value = (value ^ _shift(value, 30)) * _signed(0xBF58476D1CE4E5B9)
     value = (value ^ _shift(value, 27)) * _signed(0x94D049BB133111EB)

@@ -79,13 +79,21 @@ class Backbone(nn.Module):
 
 
 class Learner(nn.Module):
-    """Anything that is trained: a self-supervised method or a downstream head. One loop, `fit`, trains them all."""
+    """Anything that is trained: a self-supervised method or a downstream head. One loop, `fit`, trains them all.
+
+    Two arguments of a constructor are filled in from the manifest that is trained on: ``classes``, how many labels it
+    has, and ``videos``, how many rows, for what is kept of each video by its `id`.
+    """
 
     modalities: tuple[str, ...] = ("video",)
     views: int = 1
     """How many views of each video the learner needs; checked before the first decode."""
     density: int = 1
     """The loader takes frames so many times as densely as `data.stride`; the backbone sees every density-th."""
+    view_times: str | None = None
+    """How the times of a sample's views must lie to each other, as in `data.view_times`; None = in any way."""
+    compares_clips: bool = False
+    """The loss compares the clips of one forward pass with each other, so that smaller passes change it."""
     needs_labels: bool = False
     phases: tuple[str, ...] = ("main",)
     """One optimiser each, stepped in this order."""

@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent / "recipes"
 MISSING = "???"
 """What a recipe writes where its user must give a value."""
 SECTIONS = ("data", "backbone", "learner", "train", "evaluate")
-NOT_WRITTEN = {"data": {"seed", "segments"}, "learner": {"classes"}, "train": {"seed", "about"}}
+NOT_WRITTEN = {"data": {"seed", "segments"}, "learner": {"classes", "videos"}, "train": {"seed", "about"}}
 """Arguments that code fills in: from the recipe's one seed, from the manifest."""
 
 

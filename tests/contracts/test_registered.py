@@ -2,12 +2,12 @@
 
 import ast
 import copy
+import importlib
+import inspect
 import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from moving import CLIP
+from processes import run_processes
 from saved import newest
-from tubelet import checkpoint, draws, registry
+from tubelet import checkpoint, dist, draws, registry
 from tubelet.data.clips import Clips
 from tubelet.data.device import to_device
 from tubelet.data.listing import read_manifest
 from tubelet.data.loader import Loader
-from tubelet.learner import Backbone, Learner
+from tubelet.learner import Backbone, Learner, Now
 from tubelet.log import read_metrics
 from tubelet.tasks.protocol import Protocol
 from tubelet.train.fit import Interrupted, fit
@@ -32,14 +33,24 @@ SMALL: dict[str, dict] = {"vit": {"size": "tiny", "dim": 32, "depth": 2, "heads"
 DROPPING = {**SMALL["vit"], "drop_path": 0.5}
 """Draws from torch's generator, so that a resumed run must restore its state."""
 """The smallest useful arguments of each backbone; one without an entry is built with its defaults."""
-LEARNER: dict[str, dict] = {
-    "videomae": {"ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1},
-    "supervised": {"classes": 2},
-    "supervised, all on": {"classes": 2, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.5, "ema": 0.9, "dropout": 0.1},
-    "supervised, without mixing": {"classes": 2, "erasing": 0.5, "ema": 0.9},
-}
-"""What follows a comma is only a name for other arguments."""
-DATA: dict[str, dict] = {"supervised, all on": {"randaugment": "m7-n4-mstd0.5", "repeats": 2, "scale": (0.08, 1.0)}}
+
+
+def _small() -> dict[str, dict]:
+    """What the tests of all methods say of their smallest forms: `SMALL`, name -> `learner` and `data`.
+
+    What follows a comma in a name is only a name for other arguments.
+    """
+    found: dict[str, dict] = {}
+    for path in sorted((Path(__file__).parents[1] / "methods").glob("test_*.py")):
+        found |= getattr(importlib.import_module(f"methods.{path.stem}"), "SMALL", {})
+    return found
+
+
+SMALL_LEARNERS = _small()
+LEARNER: dict[str, dict] = {name: small.get("learner", {}) for name, small in SMALL_LEARNERS.items()}
+DATA: dict[str, dict] = {name: small.get("data", {}) for name, small in SMALL_LEARNERS.items()}
+VIDEOS = 12
+"""Of the corpus that learners are trained on here."""
 TASK: dict[str, dict] = {
     "finetune": {"length": "4 steps", "batch": 4, "lrs": (0.1,)},
     "scratch": {"length": "4 steps", "batch": 4, "lrs": (0.1,)},
@@ -56,7 +67,14 @@ def build_backbone(name: str) -> Backbone:
 def build_learner(name: str, backbone: dict | None = None) -> Learner:
     torch.manual_seed(0)
     built = registry.build("backbones", "vit", **(backbone or SMALL["vit"]))
-    return registry.build("methods", name.partition(",")[0], backbone=built, **LEARNER.get(name, {}))
+    return registry.build("methods", name.partition(",")[0], backbone=built, **arguments(name))
+
+
+def arguments(name: str) -> dict:
+    """The smallest ones of a learner; of those that are counted in the manifest, the number of videos."""
+    found = registry.find("methods", name.partition(",")[0])
+    counted = {"videos": VIDEOS} if "videos" in inspect.signature(found).parameters else {}
+    return counted | LEARNER.get(name, {})
 
 
 def losses(run: Path) -> list[float]:
@@ -64,11 +82,35 @@ def losses(run: Path) -> list[float]:
 
 
 def make_clips(corpus: Path, learner: Learner, name: str = "") -> Clips:
-    return Clips(read_manifest(corpus, "train"), **CLIP, views=learner.views, **DATA.get(name, {}))
+    return Clips(read_manifest(corpus, "train"), **clip_options(learner, name))
 
 
-def one_batch(corpus: Path, learner: Learner):
-    return to_device(next(Loader(make_clips(corpus, learner), 4).batches()), "cpu")
+def clip_options(learner: Learner, name: str) -> dict:
+    """Of `Clips`: what the learner needs, and what its tests say."""
+    needed = {part: getattr(learner, part) for part in ("views", "density", "view_times")}
+    asked = {"audio": {"audio_rate": 4000}, "text": {"captions": "caption"}}
+    sources = {key: value for modality in learner.modalities for key, value in asked.get(modality, {}).items()}
+    return CLIP | needed | sources | DATA.get(name, {})
+
+
+def one_batch(corpus: Path, learner: Learner, name: str = ""):
+    return to_device(next(Loader(make_clips(corpus, learner, name), 4).batches()), "cpu")
+
+
+def ready_batch(corpus: Path, learner: Learner, name: str):
+    """A batch that the learner can learn from: those before it have filled its queues."""
+    loader = Loader(make_clips(corpus, learner, name), 4)
+    batches = loader.batches()
+    for step in range(20):
+        learner.before_step(Now(step, step, True, 0.0, loader.once))
+        batch = to_device(next(batches), "cpu")
+        with torch.no_grad():
+            waits = [learner(batch, phase).loss is None for phase in learner.phases]
+        if not any(waits):
+            learner.before_step(Now(step, step, False, 0.0, loader.once))  # forgets what the passes left
+            return batch
+        learner.after_step(Now(step + 1, step, False, 0.0, loader.once))
+    raise AssertionError(f"{name} has not learnt from any of 20 batches")
 
 
 learners = pytest.mark.parametrize("name", sorted({*registry.names("methods"), *LEARNER}))
@@ -79,7 +121,7 @@ tasks = pytest.mark.parametrize("name", registry.names("tasks"))
 @learners
 def test_a_learner_has_a_finite_loss_and_a_gradient_everywhere(name, corpus):
     learner = build_learner(name)
-    batch = one_batch(corpus, learner)
+    batch = ready_batch(corpus, learner, name)
     for phase in learner.phases:
         output = learner(batch, phase)
         assert output.loss is not None
@@ -97,7 +139,7 @@ def test_a_learner_has_a_finite_loss_and_a_gradient_everywhere(name, corpus):
 def test_a_learner_is_a_pure_function_of_its_batch(name, corpus):
     """Every draw comes from the keys of the batch: with dropout off, twice the same is twice the same."""
     learner = build_learner(name).eval()
-    batch = one_batch(corpus, learner)
+    batch = ready_batch(corpus, learner, name)
     for phase in learner.phases:
         first, _ = learner(batch, phase).loss, torch.rand(7)
         assert torch.equal(learner(batch, phase).loss, first)
@@ -107,7 +149,7 @@ def test_a_learner_is_a_pure_function_of_its_batch(name, corpus):
 def test_a_learner_moves_nothing_in_forward(name, corpus):
     """Queues, banks and teachers wait for `after_step`: a step may be skipped. Only batch norms may count."""
     learner = build_learner(name)
-    batch, before = one_batch(corpus, learner), copy.deepcopy(learner.state_dict())
+    batch, before = ready_batch(corpus, learner, name), copy.deepcopy(learner.state_dict())
     counting = [part for part, module in learner.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     for phase in learner.phases:
         learner(batch, phase).loss.backward()
@@ -130,7 +172,7 @@ class NotFinite(nn.Module):
 @learners
 def test_a_skipped_step_leaves_a_learner_as_it_was(name, corpus):
     learner = build_learner(name)
-    batch, before = one_batch(corpus, learner), copy.deepcopy(learner.state_dict())
+    batch, before = ready_batch(corpus, learner, name), copy.deepcopy(learner.state_dict())
     for phase in learner.phases:
         optimiser = adamw(learner, phase, weight_decay=0.1, betas=(0.9, 0.95), layer_decay=1.0)
         set_rate(optimiser, 0.1)
@@ -143,13 +185,12 @@ def test_a_skipped_step_leaves_a_learner_as_it_was(name, corpus):
 @learners
 def test_a_learner_embeds_and_is_saved_whole(name, corpus, tmp_path):
     learner = build_learner(name).eval()
-    batch = one_batch(corpus, learner)
+    batch = ready_batch(corpus, learner, name)
     assert learner.embed(batch).shape == (4, learner.backbone.dim)
     checkpoint.save_weights(tmp_path / "w.safetensors", learner.state_dict())
     torch.manual_seed(99)
-    again = registry.build(
-        "methods", name.partition(",")[0], backbone=registry.build("backbones", "vit", **SMALL["vit"]), **LEARNER[name]
-    )
+    built = registry.build("backbones", "vit", **SMALL["vit"])
+    again = registry.build("methods", name.partition(",")[0], backbone=built, **arguments(name))
     checkpoint.load_weights(again, tmp_path / "w.safetensors")
     for phase in learner.phases:
         assert torch.equal(again.eval()(batch, phase).loss, learner(batch, phase).loss)
@@ -185,41 +226,26 @@ def test_a_learner_resumes_bit_for_bit(name, corpus, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
-TWO = """
-import json, sys
-from pathlib import Path
-sys.path[:0] = {path!r}
-import torch
-torch.set_num_threads(1)
-from tubelet import dist
-dist.start()
-from test_registered import build_learner, make_clips
-from tubelet.train.fit import fit
-learner = build_learner({name!r})
-fit(learner, make_clips(Path({corpus!r}), learner), Path({out!r}), length="5 steps", batch=4, lr=0.1, workers=0,
-    quiet=True, log_steps=1, precision="float32")
-dist.stop()
-"""
+def train_small(name: str, corpus: Path, out: Path) -> None:
+    """A process of a run of the smallest form of a learner."""
+    torch.set_num_threads(1)
+    dist.start()
+    learner = build_learner(name)
+    options = {"length": "5 steps", "batch": 4, "lr": 0.1, "workers": 0, "quiet": True, "log_steps": 1}
+    fit(learner, make_clips(corpus, learner, name), out, **options, precision="float32")
+    dist.stop()
 
 
 @learners
 def test_two_processes_equal_one(name, corpus, tmp_path):
     if name == "supervised, all on":
         pytest.skip("clips mix within one process, and dropout is each process's own")
-    learner = build_learner(name)
-    options = {"length": "5 steps", "batch": 4, "lr": 0.1, "workers": 0, "quiet": True, "log_steps": 1}
-    fit(learner, make_clips(corpus, learner), tmp_path / "one", **options, precision="float32")
-    here = Path(__file__).parent
-    script = tmp_path / "two.py"
-    path = [str(here), str(here.parent), str(PACKAGE.parent)]
-    script.write_text(TWO.format(path=path, name=name, corpus=str(corpus), out=str(tmp_path / "two")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    train_small(name, corpus, tmp_path / "one")
+    run_processes(train_small, 2, name, corpus, tmp_path / "two")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert two == pytest.approx(one, rel=1e-5)
+    assert one and two == pytest.approx(one, rel=1e-5)
     other = newest(tmp_path / "two").read("learner.")
-    for key, tensor in learner.state_dict().items():
+    for key, tensor in newest(tmp_path / "one").read("learner.").items():
         torch.testing.assert_close(other[key], tensor, atol=1e-5, rtol=1e-4)
 
 
@@ -272,8 +298,6 @@ def test_every_registered_thing_says_what_it_is(folder):
 
 
 def registry_arguments(schema) -> list[str]:
-    import inspect
-
     return list(inspect.signature(schema).parameters)
 
 

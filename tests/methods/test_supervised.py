@@ -11,6 +11,15 @@ from tubelet.types import TubeletError
 
 NOW = Now(1, 0, False, 0.1, lambda: iter(()))
 
+SMALL = {
+    "supervised": {"learner": {"classes": 2}},
+    "supervised, all on": {
+        "learner": {"classes": 2, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.5, "ema": 0.9, "dropout": 0.1},
+        "data": {"randaugment": "m7-n4-mstd0.5", "repeats": 2, "scale": (0.08, 1.0)},
+    },
+    "supervised, without mixing": {"learner": {"classes": 2, "erasing": 0.5, "ema": 0.9}},
+}
+
 
 def learner(backbone=None, **options):
     torch.manual_seed(0)

@@ -7,6 +7,8 @@ from tubelet.methods.videomae import VideoMAE, nearest_visible
 from tubelet.nn import masks
 from tubelet.types import TubeletError
 
+SMALL = {"videomae": {"learner": {"ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1}}}
+
 
 def make(normalise="channel", **options):
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ from tubelet.checkpoint import load_backbone
 from tubelet.data import torchcodec
 from tubelet.data.division import train_and_test, train_and_validation
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
+from tubelet.learner import Learner
 from tubelet.methods.supervised import Supervised
 from tubelet.train import run
 from tubelet.types import TubeletError
@@ -96,7 +97,7 @@ def test_a_learner_of_labels_never_sees_what_a_task_will_judge(corpus, tmp_path)
     made = recipe.load(
         "finetune", ["--data.manifest", str(manifest), "--backbone.init", "none", "--backbone.name", "vit"]
     )
-    trained = {video.path for video in run.make_clips(made).manifest.videos}
+    trained = {video.path for video in run.make_manifest(made).videos}
     judged = {video.path for video in train_and_test(read_manifest(manifest))[1].videos}
     assert judged
     assert not trained & judged
@@ -153,7 +154,7 @@ def test_with_a_train_split_alone_a_part_of_it_is_kept_for_judging(corpus, tmp_p
     )
     assert made.data["split"] == "train"
     rest, chosen = train_and_validation(listed)
-    assert run.make_clips(made).manifest.fingerprint == rest.fingerprint
+    assert run.make_manifest(made).fingerprint == rest.fingerprint
     assert {v.path for v in rest.videos} | {v.path for v in chosen.videos} == {v.path for v in learnt.videos}
 
 
@@ -209,8 +210,9 @@ def test_a_run_keeps_the_reader_that_was_measured_at_its_start(corpus, tmp_path,
 
 def test_a_learner_that_needs_what_the_data_has_not_is_refused(corpus):
     made = load(corpus)
-    clips = run.make_clips(made)
-    learner = run.make_learner(made, clips.manifest)
+    manifest = run.make_manifest(made)
+    learner = run.make_learner(made, manifest)
+    clips = run.make_clips(made, manifest, learner)
     learner.views = 2
     with pytest.raises(TubeletError, match=r"data\.views to 2"):
         run.check(learner, clips)
@@ -245,9 +247,10 @@ def test_a_network_of_pictures_starts_one_of_videos(corpus, tmp_path):
 
 def test_frames_between_those_that_are_seen_must_be_loaded(corpus, tmp_path):
     with pytest.raises(TubeletError, match=r"set data\.density to 2"):
-        run.train(load(corpus, "--learner.target_frames", "double"), tmp_path / "r")
+        run.train(load(corpus, "--learner.target_frames", "double", "--data.density", "1"), tmp_path / "r")
     out = tmp_path / "s"
-    run.train(load(corpus, "--learner.target_frames", "double", "--data.density", "2"), out)
+    run.train(load(corpus, "--learner.target_frames", "double"), out)
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["data"]["density"] == 2
     assert load_backbone(out).config["made_for"] == [4, 16, 16]
 
 
@@ -304,6 +307,32 @@ def test_mixing_needs_two_videos_in_a_pass(corpus, tmp_path):
     words = ("--data.manifest", str(corpus), "--backbone.init", "none", "--backbone.name", "vit")
     mixed = ("--learner.mixup", "0.8", "--data.repeats", "2", "--train.batch", "8", "--train.micro_batch")
     with pytest.raises(TubeletError, match="are of one video"):
-        run.check_mixing(recipe.load("finetune", [*words, *mixed, "2"]))
-    run.check_mixing(recipe.load("finetune", [*words, *mixed, "4"]))
-    run.check_mixing(load(corpus, "--train.micro_batch", "1"))  # a learner that mixes nothing
+        run.check_passes(recipe.load("finetune", [*words, *mixed, "2"]), Learner())
+    run.check_passes(recipe.load("finetune", [*words, *mixed, "4"]), Learner())
+    run.check_passes(load(corpus, "--train.micro_batch", "1"), Learner())  # a learner that mixes nothing
+
+
+def test_a_learner_that_compares_clips_is_warned_of_smaller_passes(corpus, capfd):
+    learner = Learner()
+    learner.compares_clips = True
+    run.check_passes(load(corpus, "--train.batch", "8"), learner)
+    assert "compares" not in capfd.readouterr().err
+    run.check_passes(load(corpus, "--train.batch", "8", "--train.micro_batch", "2"), learner)
+    assert "compares the clips of a forward pass, 2 with train.micro_batch" in " ".join(capfd.readouterr().err.split())
+
+
+def test_what_a_recipe_leaves_open_is_as_the_learner_needs_it(corpus, monkeypatch):
+    chosen = load(corpus)
+    assert chosen.data["views"] is chosen.data["density"] is chosen.data["view_times"] is None
+    learner = Learner()
+    learner.views, learner.density, learner.view_times = 2, 3, "near"
+    clips = run.make_clips(chosen, run.make_manifest(chosen), learner)
+    assert (clips.views, clips.density, clips.view_times) == (2, 3, "near")
+    assert (chosen.data["views"], chosen.data["density"]) == (2, 3)  # as it is kept by the run
+    asked = load(corpus, "--data.views", "1")
+    learner.backbone = run.make_backbone(asked)
+    with pytest.raises(TubeletError, match=r"set data\.views to 2"):
+        run.check(learner, run.make_clips(asked, run.make_manifest(asked), learner))
+    asked = load(corpus, "--data.view_times", "same")
+    with pytest.raises(TubeletError, match=r"set data\.view_times to near"):
+        run.check(learner, run.make_clips(asked, run.make_manifest(asked), learner))

@@ -159,7 +159,8 @@ def estimate(recipe: run.Recipe, budget_s: float = 10.0) -> Cost:
     Raises:
         TubeletError: the parts of the recipe do not fit together, or the manifest has nothing to train on.
     """
-    clips = run.make_clips(recipe)
+    manifest = run.make_manifest(recipe)
+    clips = run.make_clips(recipe, manifest, outline(recipe))
     options = recipe.train
     size = schedule.StepSize(options["batch"], clips.repeats, micro_batch=options["micro_batch"])
     per_epoch = max(1, len(clips) * clips.repeats // size.batch)
@@ -255,12 +256,18 @@ class _Trial:
         clips = self.clips
         shape = count, 3, clips.frames * clips.density, clips.size, clips.size
         numbers = torch.arange(count, device=self.device)
-        return Batch(
+        batch = Batch(
             video=[torch.rand(shape, device=self.device) for _ in range(clips.views)],  # B C T H W
             times=[torch.zeros(count, shape[2], device=self.device) for _ in range(clips.views)],
             label=numbers % max(1, len(clips.manifest.classes)), id=numbers % len(clips), key=numbers,
             readable=torch.ones(count, dtype=torch.bool, device=self.device),
         )  # fmt: skip
+        if clips.audio_rate:
+            batch["audio"] = [torch.rand(count, clips.samples, device=self.device) for _ in range(clips.views)]  # B S
+            batch["audio_present"] = torch.ones(count, dtype=torch.bool, device=self.device)
+        if clips.captions is not None:
+            batch["text"] = [[clips.caption(row) for row in batch["id"].tolist()]] * clips.views
+        return batch
 
 
 def step_of(clips: int, took: list[tuple[int, float]]) -> float:

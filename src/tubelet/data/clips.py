@@ -20,6 +20,7 @@ from tubelet.types import TubeletError
 
 Sampling = Literal["random", "dense", "segments", "grid"]
 Crop = Literal["resized", "multiscale", "center", "grid"]
+ViewTimes = Literal["independent", "same", "near"]
 
 
 class Piece(NamedTuple):
@@ -69,11 +70,14 @@ class Clips:
         flip: mirror half of the clips; leave it off where left and right mean something.
         randaugment: random changes of colour and geometry before the crop, the same in all frames, in timm's notation
             (published for fine-tuning: "m7-n4-mstd0.5"); None = none.
-        views: clips that are taken independently for each sample.
+        views: clips that are taken for each sample; None = as many as the learner needs, or one.
+        view_times: the views of a sample lie in time "independent" of each other, at the "same" times, or "near" each
+            other: the gap between their starts is the more likely the shorter it is, falling linearly to 0 at the
+            longest that fits (CVRL); each is cropped by itself in any case. None = as the learner needs.
         repeats: samples that are taken from each video when it is opened, each at times of its own (as in mae_st;
             VideoMAE's share their frames and differ in augmentation alone).
         density: frames are taken so many times as densely as the stride says, for learners that predict the frames
-            between those that the backbone sees; a clip then has frames x density of them.
+            between those that the backbone sees; a clip then has frames x density of them. None = as the learner needs.
         weights: how much of the training comes from each corpus, by the names in the manifest's column `corpus`; None =
             as many videos as there are of each. An epoch keeps its length.
         strides: the stride of each corpus that has one of its own (in V2's hybrid pre-training: 2 for
@@ -107,9 +111,10 @@ class Clips:
         ratio: tuple[float, float] = (0.75, 1.3333),
         flip: bool = True,
         randaugment: str | None = None,
-        views: int = 1,
+        views: int | None = None,
+        view_times: Literal["independent", "same", "near"] | None = None,
         repeats: int = 1,
-        density: int = 1,
+        density: int | None = None,
         weights: dict[str, float] | None = None,
         strides: dict[str, int] | None = None,
         resize_on: Literal["worker", "device"] = "worker",
@@ -127,8 +132,10 @@ class Clips:
         self.crop: Crop = crop
         self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
         self.grid = (clips, crops)
+        views = 1 if views is None else views
         self.views = clips * crops if sampling == "grid" and min(self.grid) > 0 else views
-        self.repeats, self.density = repeats, density
+        self.view_times: ViewTimes = "independent" if view_times is None else view_times
+        self.repeats, self.density = repeats, 1 if density is None else density
         self.weights, self.strides = weights, strides or {}
         self.resize_on = resize_on
         self.audio_rate, self.captions = audio_rate, captions
@@ -148,12 +155,15 @@ class Clips:
         for name, value in {**counts, "clips": self.grid[0], "crops": self.grid[1]}.items():
             if value < 1:
                 raise TubeletError(f"{name} must be at least 1, not {value}")
-        for name, known in (("sampling", get_args(Sampling)), ("crop", get_args(Crop))):
+        choices = {"sampling": Sampling, "crop": Crop, "view_times": ViewTimes}
+        for name, known in ((name, get_args(kind)) for name, kind in choices.items()):
             choice = getattr(self, name)
             if choice not in known:
                 raise TubeletError(f"{name} {choice!r} is not known{registry.nearest(str(choice), known)}")
         if self.density > 1 and self.sampling != "random":
             raise TubeletError(f"density {self.density} needs sampling 'random', not {self.sampling!r}")
+        if self.view_times == "near" and self.sampling != "random":
+            raise TubeletError(f"view_times 'near' needs sampling 'random', not {self.sampling!r}")
         if self.reference_fps < 0:
             raise TubeletError(f"reference_fps must be 0 (the file's own) or more, not {self.reference_fps}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -294,10 +304,14 @@ class Clips:
         if self.sampling == "grid":
             return sample.grid(duration_s, fps, self.frames, gap_s, len(streams))
         if self.sampling == "segments":
-            return [sample.segments(duration_s, fps, self.frames, stream) for stream in streams]
+            times = [sample.segments(duration_s, fps, self.frames, stream) for stream in streams]
+            return [times[0]] * len(times) if self.view_times == "same" else times
         draw = sample.dense if self.sampling == "dense" else sample.random_clip
         frames, gap_s = self.frames * self.density, gap_s / self.density
-        return [draw(duration_s, fps, frames, gap_s, stream) for stream in streams]
+        if self.view_times == "near":
+            return sample.near_clips(duration_s, fps, frames, gap_s, streams)
+        times = [draw(duration_s, fps, frames, gap_s, stream) for stream in streams]
+        return [times[0]] * len(times) if self.view_times == "same" else times
 
     def _crop(self, clip: Tensor, stream: Generator) -> list[Piece]:
         """The squares of a test grid, or one square at random, or the part of the picture that it is yet to be."""

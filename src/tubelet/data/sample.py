@@ -52,6 +52,33 @@ def random_clip(duration_s: float, fps: float, frames: int, gap_s: float, genera
     return _times(start + numpy.arange(frames) * gap_s * fps, duration_s, fps)
 
 
+def near_clips(duration_s: float, fps: float, frames: int, gap_s: float, generators: list[Generator]) -> list[ndarray]:
+    """Clips as `random_clip` takes them, each (after the first) near the first rather than far from it.
+
+    The gap between the two starts, forwards or backwards, has a density that falls linearly from the shortest to 0 at
+    the longest that the file allows: CVRL's sampler (Qian et al. 2021, section 3.2, "decreasing linear"). A pair of
+    that gap is then equally likely wherever it fits, as there.
+
+    Returns:
+        For each generator T float64, seconds from the start of the video.
+    """
+    room = _room(duration_s, fps, frames, gap_s)
+    shifts = [0, *(_near(room, generator) for generator in generators[1:])]
+    low, high = max(0, -min(shifts)), min(room, room - max(shifts))
+    if low > high:  # more than two clips can reach too far in both directions
+        shifts = [round(shift * room / (max(shifts) - min(shifts))) for shift in shifts]
+        low = high = -min(shifts)
+    first = low + int(generators[0].random() * (high - low + 1))
+    return [_times(first + shift + numpy.arange(frames) * gap_s * fps, duration_s, fps) for shift in shifts]
+
+
+def _near(room: int, generator: Generator) -> int:
+    """A gap of -room..room frames, the longer the rarer."""
+    share = 1 - math.sqrt(1 - generator.random())  # of density 2 (1 - x)
+    gap = int(share * (room + 1))
+    return gap if generator.random() < 0.5 else -gap
+
+
 def dense(duration_s: float, fps: float, frames: int, gap_s: float, generator: Generator) -> ndarray:
     """Times from the very start to the very end of a randomly placed window of ``frames * gap_s`` seconds.
 

@@ -98,7 +98,7 @@ class Health:
             finite, only the share that is, ``finite``. What cannot be said, because nothing can be read or learnt
             from, is left out.
         """
-        with _as_it_was(learner):
+        with _as_it_was(learner), dist.apart():  # pieces are not of one size
             mine = [self._piece(learner, number, batch) for number, batch in enumerate(self._batches())]
         every = [piece for part in dist.gather(mine) for piece in part][: self.pieces]
         numbers = {}

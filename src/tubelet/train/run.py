@@ -67,14 +67,17 @@ def train(recipe: Recipe, out: Path, judges: dict[str, tuple[str, Judge]] | None
             fit together.
     """
     dist.start()
-    clips = make_clips(recipe)
+    manifest = make_manifest(recipe)
     torch.manual_seed(recipe.seed)
-    learner = make_learner(recipe, clips.manifest)
+    learner = make_learner(recipe, manifest)
+    clips = make_clips(recipe, manifest, learner)
     check(learner, clips)
-    check_mixing(recipe)
+    check_passes(recipe, learner)
     about: dict[str, Any] = {"learner": {key: value for key, value in recipe.learner.items() if key != "init"}}
     if learner.needs_labels:
-        about["classes"] = clips.manifest.classes
+        about["classes"] = manifest.classes
+    if "videos" in filled_in(type(learner)):
+        about["videos"] = len(manifest)
     parameters = {
         "backbone": sum(p.numel() for p in learner.backbone.parameters()),
         "learner": sum(p.numel() for p in learner.parameters() if p.requires_grad),
@@ -178,15 +181,14 @@ def _difference(before: Any, now: Any, name: str) -> str | None:
     return None if before == now else f"{name} is {before!r} there and {now!r} here"
 
 
-def make_clips(recipe: Recipe) -> Clips:
-    """The clips to train on. A learner of labels gets labelled videos only, and none that a task will judge.
+def make_manifest(recipe: Recipe) -> Manifest:
+    """The videos to train on. A learner of labels gets labelled ones only, and none that a task will judge.
 
     Raises:
         TubeletError: the manifest has nothing to train on, or a split is asked for that `classify` may judge.
     """
-    options = dict(recipe.data)
-    whole = read_manifest(options.pop("manifest"), root=options.pop("root", None))
-    split = options.pop("split", None)
+    whole = read_manifest(recipe.data["manifest"], root=recipe.data.get("root"))
+    split = recipe.data.get("split")
     manifest = whole if split is None else whole.where(split)
     if registry.find("methods", recipe.learner["name"]).needs_labels:
         if split in (None, "train"):
@@ -198,6 +200,15 @@ def make_clips(recipe: Recipe) -> Clips:
                 "set data.split to train, or evaluate.classify to none"
             )
         manifest = manifest.take([row for row, label in enumerate(manifest.labels) if label >= 0])
+    return manifest
+
+
+def make_clips(recipe: Recipe, manifest: Manifest, learner: Learner) -> Clips:
+    """The clips to train on. What the recipe leaves open is written into it, as the learner needs it."""
+    for name in ("views", "view_times", "density"):
+        if recipe.data.get(name) is None:
+            recipe.data[name] = getattr(learner, name)
+    options = {name: value for name, value in recipe.data.items() if name not in ("manifest", "root", "split")}
     return Clips(manifest, seed=recipe.seed, **options)
 
 
@@ -232,19 +243,19 @@ def _made_for(recipe: Recipe, init: str | None) -> list[int]:
 
 
 def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
-    """The learner of a recipe; a supervised one gets as many classes as the manifest has.
+    """The learner of a recipe; it is told how many classes or videos the manifest has, where it asks for that.
 
     Its decoder or head are new, or those of the run that ``learner.init`` names.
     """
     options = dict(recipe.learner)
     name, init = options.pop("name"), options.pop("init", None)
     found = registry.find("methods", name)
-    if found.needs_labels:
-        if len(manifest.classes) < 2 or all(label < 0 for label in manifest.labels):
-            raise TubeletError(
-                f"{manifest.source} has {len(manifest.classes)} classes in its `label` column, {name} needs two or more"
-            )
-        options["classes"] = len(manifest.classes)
+    if found.needs_labels and (len(manifest.classes) < 2 or all(label < 0 for label in manifest.labels)):
+        raise TubeletError(
+            f"{manifest.source} has {len(manifest.classes)} classes in its `label` column, {name} needs two or more"
+        )
+    counts = {"classes": len(manifest.classes), "videos": len(manifest)}
+    options |= {name: counts[name] for name in filled_in(found)}
     learner: Learner = found(make_backbone(recipe), **options)
     if init is not None:
         source, classes = load_learner(Path(init)), read_about(init).get("classes")
@@ -268,6 +279,11 @@ def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
     return learner
 
 
+def filled_in(learner: type[Learner]) -> list[str]:
+    """The arguments of a learner that are counted in the manifest."""
+    return [name for name in inspect.signature(learner).parameters if name in ("classes", "videos")]
+
+
 def check(learner: Learner, clips: Clips) -> None:
     """Finds out before the first decode whether learner, backbone and clips fit together."""
     delivered = {"video": True, "audio": clips.audio_rate > 0, "text": clips.captions is not None}
@@ -280,6 +296,11 @@ def check(learner: Learner, clips: Clips) -> None:
         raise TubeletError(
             f"{type(learner).__name__} needs {learner.views} views of each video: set data.views to {learner.views}"
         )
+    if learner.view_times not in (None, clips.view_times):
+        raise TubeletError(
+            f"{type(learner).__name__} needs views of a video whose times are {learner.view_times}: set "
+            f"data.view_times to {learner.view_times}"
+        )
     if clips.density != learner.density:
         raise TubeletError(
             f"{type(learner).__name__} with these settings needs frames {learner.density} times as dense as "
@@ -288,14 +309,23 @@ def check(learner: Learner, clips: Clips) -> None:
     learner.backbone.grid(clips.frames, clips.size, clips.size)
 
 
-def check_mixing(recipe: Recipe) -> None:
-    """Makes sure that mixup and cutmix, which mix the clips of one forward pass, find clips of two videos there."""
+def check_passes(recipe: Recipe, learner: Learner) -> None:
+    """Makes sure that what mixes or compares the clips of one forward pass finds enough of them there.
+
+    Raises:
+        TubeletError: mixup and cutmix would find clips of one video alone.
+    """
     repeats, share = recipe.data["repeats"], recipe.train["batch"] // dist.world_size()
     in_a_pass = recipe.train["micro_batch"] or share
     if (recipe.learner.get("mixup") or recipe.learner.get("cutmix")) and in_a_pass <= repeats:
         raise TubeletError(
             f"learner.mixup and learner.cutmix mix the clips of a forward pass, and {in_a_pass} clips at data.repeats "
             f"{repeats} are of one video: raise train.micro_batch or train.batch, or set both to 0"
+        )
+    if learner.compares_clips and in_a_pass < share:
+        warn(
+            f"{recipe.learner['name']} compares the clips of a forward pass, {in_a_pass * dist.world_size()} with "
+            f"train.micro_batch instead of train.batch {recipe.train['batch']}: the loss is another one"
         )
 
 
@@ -311,6 +341,8 @@ def load_learner(run: Path) -> Learner:
         raise TubeletError(f"{run} has an encoder alone, without the learner that trained it")
     if "classes" in about:
         options["classes"] = len(about["classes"])
+    if "videos" in about:
+        options["videos"] = about["videos"]
     built = registry.build("backbones", backbone.pop("name"), **backbone)
     learner: Learner = registry.build("methods", options.pop("name"), backbone=built, **options)
     load_weights(learner, Path(run) / "learner.safetensors")

@@ -1,0 +1,67 @@
+"""Heads between a backbone and the loss of its pre-training; they are thrown away afterwards."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from tubelet import dist
+
+
+class BatchNorm(nn.Module):
+    """Normalises each value over the clips of all processes (Ioffe and Szegedy 2015, algorithm 1).
+
+    The batch is the measure in evaluation too: a head of pre-training never sees another. So nothing is kept, and
+    teachers, which are always in evaluation mode, do as published ones, whose norms are in training mode.
+
+    Args:
+        dim: D.
+        affine: a learnt factor and shift for each value.
+    """
+
+    def __init__(self, dim: int, affine: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
+
+    def forward(self, values: Tensor) -> Tensor:
+        """B D -> B D."""
+        exact = values.float()
+        count = len(values) * dist.peers()
+        mean = dist.total(exact.sum(dim=0)) / count  # D
+        centred = exact - mean
+        variance = dist.total(centred.square().sum(dim=0)) / count  # D
+        normal = centred * (variance + self.eps).rsqrt()
+        if self.weight is not None and self.bias is not None:
+            normal = normal * self.weight + self.bias
+        return normal.to(values.dtype)
+
+
+class Projector(nn.Sequential):
+    """Linear maps with batch norm and ReLU between them, as projectors and predictors have.
+
+    Linear maps before a norm have no bias, which it would take away.
+
+    Args:
+        dim: width of what comes in.
+        hidden: width of the inner layers.
+        out: width of what goes out.
+        layers: number of linear maps.
+        norm: batch norms after the inner maps.
+        last_norm: one after the last map too, without factor and shift.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, out: int, layers: int = 2, norm: bool = True, last_norm: bool = False
+    ) -> None:
+        modules: list[nn.Module] = []
+        widths = [dim, *[hidden] * (layers - 1)]
+        for before, width in pairwise(widths):
+            modules += [nn.Linear(before, width, bias=not norm), *([BatchNorm(width)] if norm else []), nn.ReLU()]
+        modules.append(nn.Linear(widths[-1], out, bias=not last_norm))
+        if last_norm:
+            modules.append(BatchNorm(out, affine=False))
+        super().__init__(*modules)
