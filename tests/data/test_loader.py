@@ -655,3 +655,18 @@ def test_one_bad_span_does_not_make_the_file_s_other_spans_unreadable(folder):
     loader = Loader(Clips(rows, **CLIP), 3)
     take(loader, 4)
     assert set(loader.unreadable_rows) == {0} and len(loader.unreadable) == 1
+
+
+def test_views_lie_in_time_as_is_asked(manifest):
+    apart = {}
+    for choice in ("independent", "same", "near"):
+        clips = Clips(manifest, **CLIP, views=2, view_times=choice)
+        first, second = next(Loader(clips, 4).batches())["times"]
+        apart[choice] = (first[:, 0] - second[:, 0]).abs()
+    assert not apart["same"].any() and apart["near"].any() and apart["independent"].any()
+    batch = next(Loader(Clips(manifest, **CLIP, views=2, view_times="same", scale=(0.3, 0.6)), 4).batches())
+    assert not torch.equal(*batch["video"])  # each is cropped by itself
+    with pytest.raises(TubeletError, match="view_times 'near' needs sampling 'random'"):
+        Clips(manifest, **CLIP, views=2, view_times="near", sampling="segments")
+    with pytest.raises(TubeletError, match="view_times 'nearby' is not known; did you mean 'near'"):
+        Clips(manifest, **CLIP, view_times="nearby")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tubelet import draws
 from tubelet.data import sample
 
 SECONDS = st.floats(0.01, 60)
@@ -144,3 +145,28 @@ def test_a_short_video_repeats_its_last_frame():
     generator = numpy.random.default_rng(0)
     assert shown(sample.random_clip(10 / 30, 30, 6, 4 / 30, generator), 30) == [0, 4, 8, 9, 9, 9]
     assert shown(sample.segments(2 / 30, 30, 4), 30) == [0, 0, 1, 1]
+
+
+def test_near_clips_lie_near_each_other_the_more_the_likelier():
+    """Against the distribution itself: of gaps up to half of the longest there are three quarters."""
+    gaps, firsts = [], []
+    for index in range(2000):
+        streams = [draws.generator(0, index, view) for view in range(2)]
+        one, other = sample.near_clips(10.0, 10.0, 4, 0.1, streams)
+        assert len(one) == len(other) == 4 and min(one[0], other[0]) >= 0 and max(one[-1], other[-1]) <= 10
+        gaps.append(round((other[0] - one[0]) * 10))
+        firsts.append(one[0])
+    sizes = numpy.abs(gaps)
+    assert (sizes <= 48).mean() == pytest.approx(0.75, abs=0.03)  # 96 frames of room
+    assert sizes.max() > 80 and numpy.mean(numpy.array(gaps) > 0) == pytest.approx(0.5, abs=0.05)
+    assert numpy.mean(firsts) == pytest.approx(4.8, abs=0.2)
+
+
+def test_near_clips_of_a_file_as_long_as_one_are_the_same_and_three_fit():
+    streams = [draws.generator(1, view) for view in range(3)]
+    short = sample.near_clips(0.4, 10.0, 4, 0.1, streams)
+    assert all(numpy.array_equal(times, short[0]) for times in short)
+    for index in range(300):
+        three = sample.near_clips(3.0, 10.0, 4, 0.1, [draws.generator(2, index, view) for view in range(3)])
+        assert all(times[0] >= 0 and times[-1] <= 3 for times in three)
+        assert all(times[-1] - times[0] == pytest.approx(0.3) for times in three)  # none is cut short
