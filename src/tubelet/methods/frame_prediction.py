@@ -101,11 +101,11 @@ class FramePrediction(Learner):
                 guess = self.predict(past)
             real, made = self.critic(past, future), self.critic(past, guess)  # B
             said_right = torch.cat([real > 0, made < 0]).float().mean()
-            return Output(adversarial.of_critic(real, made, "cross_entropy"), {"critic_accuracy": said_right})
+            return Output(adversarial.of_critic(real, made), {"critic_accuracy": said_right})
         guess = self.predict(past)  # B C F H W
         pixels = self.distance(guess, future)
         edges = gradient_difference(guess, future)
-        fooled = adversarial.of_generator(self.critic(past, guess), "cross_entropy")
+        fooled = adversarial.of_generator(self.critic(past, guess))
         loss = pixels + self.gradient * edges + self.adversarial * fooled
         return Output(loss, {"pixels": pixels.detach(), "edges": edges.detach()})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,6 @@ class VideoGAN(Learner):
         latent: numbers of noise that a clip is made of.
         width: channels before the last layer; each layer towards the noise has twice as many, up to eight times.
         sparsity: weight of the mean of the mask.
-        loss: "cross_entropy" as published, or "hinge".
         smooth: weight of the square by which the critic's score of a real clip changes with a little noise. It keeps
             the critic from being sure of everything (Lin et al. 2025, arXiv:2501.08316, the approximate R1 penalty,
             which needs no second derivatives); 0 as published.
@@ -51,7 +49,6 @@ class VideoGAN(Learner):
         latent: int = 100,
         width: int = 64,
         sparsity: float = 0.1,
-        loss: Literal["cross_entropy", "hinge"] = "cross_entropy",
         smooth: float = 0.0,
         average: float = 0.999,
     ) -> None:
@@ -62,7 +59,6 @@ class VideoGAN(Learner):
         if backbone.config["made_for"] is None:
             raise TubeletError("video_gan makes clips of one size: set backbone.made_for to frames, height and width")
         self.latent, self.sparsity, self.smooth = latent, sparsity, smooth
-        self.loss: adversarial.Adversarial = loss
         self.backbone = backbone
         self.head = nn.Linear(backbone.dim, 1)
         self.generator = Generator(latent, width, tuple(backbone.config["made_for"]))
@@ -78,12 +74,12 @@ class VideoGAN(Learner):
         noise = draws.normal(batch["key"], self.latent, phase)  # B Z
         if phase == "generator":
             made, mask = self.generator(noise)  # B C T H W, B 1 T H W
-            loss = adversarial.of_generator(self.score(made), self.loss) + self.sparsity * mask.mean()
+            loss = adversarial.of_generator(self.score(made)) + self.sparsity * mask.mean()
             return Output(loss, {"mask": mask.detach().mean()})
         with torch.no_grad():
             made, _ = self.generator(noise)
         real, false = self.score(video), self.score(made.to(video.dtype))  # B
-        loss = adversarial.of_critic(real, false, self.loss)
+        loss = adversarial.of_critic(real, false)
         if self.smooth:
             near = video + 0.01 * draws.normal(batch["key"], video[0].numel(), "near").view_as(video)
             loss = loss + self.smooth * (self.score(near) - real).square().mean()

@@ -1,37 +1,33 @@
-"""Losses of two that work against each other: a critic, and a generator of what it takes for real."""
+"""Losses of two that work against each other: a critic, and a generator of what it takes for real.
+
+Goodfellow et al.: Generative Adversarial Networks, NIPS 2014, arXiv:1406.2661.
+"""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-Adversarial = Literal["cross_entropy", "hinge"]
 
+def of_critic(real: Tensor, made: Tensor) -> Tensor:
+    """How badly the critic tells what is real from what is made (equation 1): log 2 where it cannot tell at all.
 
-def of_critic(real: Tensor, made: Tensor, kind: Adversarial) -> Tensor:
-    """How badly the critic tells what is real (high scores) from what is made (low ones): a scalar.
-
-    "cross_entropy" is Goodfellow et al. 2014, equation 1, the mean of both halves: log 2 where it cannot tell at all.
-    "hinge" is Lim and Ye 2017, section 3: scores beyond 1 and -1 are good enough.
+    The mean of both halves, each a cross-entropy of the scores' sigmoid with 1 and with 0.
 
     Args:
-        real: B, scores of any size.
+        real: B, its scores, high = real.
         made: B, likewise.
+
+    Returns:
+        A scalar, float32.
     """
-    if kind == "cross_entropy":
-        return (F.softplus(-real.float()).mean() + F.softplus(made.float()).mean()) / 2
-    return (F.relu(1 - real.float()).mean() + F.relu(1 + made.float()).mean()) / 2
+    return (F.softplus(-real.float()).mean() + F.softplus(made.float()).mean()) / 2
 
 
-def of_generator(made: Tensor, kind: Adversarial) -> Tensor:
-    """How badly it passes for real: a scalar.
-
-    With "cross_entropy" it maximises the chance to be taken for real (Goodfellow et al. 2014, end of section 3), with
-    "hinge" the score itself.
+def of_generator(made: Tensor) -> Tensor:
+    """How badly what is made passes for real: the form of section 3 whose gradient does not vanish, a scalar, float32.
 
     Args:
         made: B, the critic's scores.
     """
-    return F.softplus(-made.float()).mean() if kind == "cross_entropy" else -made.float().mean()
+    return F.softplus(-made.float()).mean()

@@ -1,0 +1,4 @@
+SMALL = {
+    "denoising": {},
+    "denoising, only noise": {"learner": {"corruptions": ("noise",), "loss": "l1"}},
+}
