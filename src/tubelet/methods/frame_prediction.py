@@ -28,9 +28,10 @@ class FramePrediction(Learner):
     absolute gradients (equation 6) and what a critic thinks of it, who sees the same past (equations 2 to 4). Each step
     trains the critic, then the generator.
 
-    What differs: one scale instead of four; a ViT with a decoder that starts from the last frame in place of
-    convolutions that paint all of the next; several frames at once in place of one after the other; means over pixels
-    in place of sums; no bound on the pixels. The past is a clip as the backbone is made for, at twice its rate.
+    What differs: one scale instead of four; a ViT with a decoder that starts from the last frame, in place of
+    convolutions that paint all of the next; several frames at once; no bound on the pixels. The sums over pixels, and
+    what is added to them, are divided by the number of values. The past is a clip as the backbone is made for, at twice
+    its rate.
 
     Args:
         future: how many frames are predicted, a multiple of the backbone's tubelet.
@@ -75,14 +76,14 @@ class FramePrediction(Learner):
         if dim % heads:
             raise TubeletError(f"learner.decoder_heads ({heads}) must divide learner.decoder_dim ({dim})")
         self.enter = nn.Linear(backbone.dim, dim, bias=False)
-        self.mask_token = nn.Parameter(torch.zeros(dim))
         self.place = Positions("flat", dim)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(decoder_depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, 3 * self.tubelet * self.patch**2)
         self.blocks.apply(start_weights)
         start_weights(self.head)
-        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+        with torch.no_grad():
+            self.head.weight.mul_(0.01)  # close to the last frame, which is most of the next
         self.critic = Critic(critic_dim)
 
     def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
@@ -102,10 +103,9 @@ class FramePrediction(Learner):
             real, made = self.critic(past, future), self.critic(past, guess)  # B
             said_right = torch.cat([real > 0, made < 0]).float().mean()
             return Output(adversarial.of_critic(real, made), {"critic_accuracy": said_right})
-        guess = self.predict(past)  # B C F H W
-        pixels = self.distance(guess, future)
-        edges = gradient_difference(guess, future)
-        fooled = adversarial.of_generator(self.critic(past, guess))
+        guess, values = self.predict(past), future[0].numel()  # B C F H W
+        pixels, edges = self.distance(guess, future), gradient_difference(guess, future)
+        fooled = adversarial.of_generator(self.critic(past, guess)) / values
         loss = pixels + self.gradient * edges + self.adversarial * fooled
         return Output(loss, {"pixels": pixels.detach(), "edges": edges.detach()})
 
@@ -114,9 +114,9 @@ class FramePrediction(Learner):
         tokens, (times, rows, columns) = self.backbone(past)  # B N D
         later = self.future // self.tubelet
         place = self.place((times + later, rows, columns), past.device)  # N+A d
-        seen = self.enter(tokens) + place[: tokens.shape[1]]  # B N d
-        asked = (self.mask_token + place[tokens.shape[1] :]).expand(len(past), -1, -1)  # B A d
-        both = torch.cat([seen, asked.to(seen.dtype)], dim=1)  # B N+A d
+        seen = self.enter(tokens)  # B N d
+        asked = seen[:, -rows * columns :].repeat(1, later, 1)  # B A d
+        both = torch.cat([seen, asked], dim=1) + place  # B N+A d
         both = run_blocks(self.blocks, both, self.backbone.config["checkpointing"])
         values = self.head(self.norm(both[:, tokens.shape[1] :])).float()  # B A P
         pieces = values.unflatten(2, (3, self.tubelet, self.patch, self.patch))  # B A C tubelet patch patch
@@ -124,15 +124,17 @@ class FramePrediction(Learner):
 
 
 def gradient_difference(guess: Tensor, truth: Tensor) -> Tensor:
-    """How far the absolute differences between neighbouring pixels are off, in both directions: equation 6, alpha 1.
+    """By how much the absolute differences of neighbouring pixels are off (equation 6, alpha 1), for each value.
 
     Args:
         guess: B C F H W.
         truth: B C F H W.
+
+    Returns:
+        The sum over both directions, divided by the number of values: a scalar.
     """
-    return sum(
-        (F.l1_loss(guess.diff(dim=axis).abs(), truth.diff(dim=axis).abs()) for axis in (3, 4)), guess.new_zeros(())
-    )
+    off = [(guess.diff(dim=axis).abs() - truth.diff(dim=axis).abs()).abs().sum() for axis in (3, 4)]
+    return (off[0] + off[1]) / truth.numel()
 
 
 class Critic(nn.Module):
