@@ -17,6 +17,10 @@ from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
 
 
+NEAR = 0.01
+"""Deviation of the noise by which the slope of the critic is measured."""
+
+
 @register("video_gan")
 class VideoGAN(Learner):
     """A generator of whole clips and its critic (Vondrick, Pirsiavash, Torralba: Generating Videos with Scene Dynamics,
@@ -35,9 +39,9 @@ class VideoGAN(Learner):
         latent: numbers of noise that a clip is made of.
         width: channels before the last layer; each layer towards the noise has twice as many, up to eight times.
         sparsity: weight of the mean of the mask.
-        smooth: weight of the square by which the critic's score of a real clip changes with a little noise. It keeps
-            the critic from being sure of everything (Lin et al. 2025, arXiv:2501.08316, the approximate R1 penalty,
-            which needs no second derivatives); 0 as published.
+        smooth: weight of the critic's squared slope at real clips, without which it is soon sure of everything: the R1
+            penalty (Mescheder et al. 2018, equation 9, there 10), measured by a little noise, which needs no second
+            derivatives (Lin et al. 2025, arXiv:2501.08316, section 3.3); 0 as published.
         average: share of the moving average of the generator that is kept at a step.
     """
 
@@ -79,12 +83,12 @@ class VideoGAN(Learner):
         with torch.no_grad():
             made, _ = self.generator(noise)
         real, false = self.score(video), self.score(made.to(video.dtype))  # B
-        loss = adversarial.of_critic(real, false)
+        loss = told_apart = adversarial.of_critic(real, false)
         if self.smooth:
-            near = video + 0.01 * draws.normal(batch["key"], video[0].numel(), "near").view_as(video)
-            loss = loss + self.smooth * (self.score(near) - real).square().mean()
+            near = video + NEAR * draws.normal(batch["key"], video[0].numel(), "near").view_as(video)
+            loss = loss + self.smooth / 2 * ((self.score(near) - real) / NEAR).square().mean()
         said_right = torch.cat([real > 0, false < 0]).float().mean()
-        return Output(loss, {"critic_accuracy": said_right})
+        return Output(loss, {"critic_accuracy": said_right, "told_apart": told_apart.detach()})
 
     def score(self, video: Tensor) -> Tensor:
         """How real clips look, float32: B C T H W -> B."""
