@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -147,7 +148,7 @@ class Critic(nn.Module):
         super().__init__()
         widths = (3, dim, 2 * dim, 4 * dim, 8 * dim)
         self.layers = nn.ModuleList(
-            nn.Conv3d(before, after, 3, stride=2, padding=1) for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv3d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         self.head = nn.Linear(widths[-1], 1)
 

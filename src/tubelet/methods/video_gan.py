@@ -16,7 +16,6 @@ from tubelet.nn.memory import Ema
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
 
-
 NEAR = 0.01
 """Deviation of the noise by which the slope of the critic is measured."""
 
