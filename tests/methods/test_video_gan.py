@@ -51,7 +51,7 @@ def test_a_clip_is_a_foreground_laid_over_a_background_that_stands_still():
     noise = torch.randn(4, 16)
     made, mask = generator(noise)
     assert made.shape == (4, 3, 8, 16, 16) and mask.shape == (4, 1, 8, 16, 16)
-    assert 0 <= made.min() and made.max() <= 1
+    assert made.min() >= 0 and made.max() <= 1
     with torch.no_grad():
         generator.cover.weight.zero_()
         generator.cover.bias.fill_(-math.inf)
@@ -63,7 +63,9 @@ def test_a_clip_is_a_foreground_laid_over_a_background_that_stands_still():
     torch.testing.assert_close(made, mask * moving + (1 - mask) * still, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("clip", "start"), [((32, 64, 64), (2, 4, 4)), ((16, 112, 112), (1, 7, 7)), ((6, 20, 36), (3, 10, 18))])
+@pytest.mark.parametrize(
+    ("clip", "start"), [((32, 64, 64), (2, 4, 4)), ((16, 112, 112), (1, 7, 7)), ((6, 20, 36), (3, 10, 18))]
+)
 def test_the_first_map_is_doubled_until_it_is_a_clip(clip, start):
     """The published size from 2 x 4 x 4; others are halved as often as all lengths can be, four times at most."""
     with torch.device("meta"):
@@ -75,8 +77,9 @@ def test_the_first_map_is_doubled_until_it_is_a_clip(clip, start):
 def test_published_number_of_channels():
     with torch.device("meta"):
         learner = VideoGAN(tiny_backbone(made_for=(32, 64, 64)))
-    widths = [layer.weight.shape[1] for layer in learner.generator.foreground if isinstance(layer, torch.nn.ConvTranspose3d)]
-    assert learner.generator.foreground[1].unflattened_size[0] == 512 and widths == [256, 128, 64]
+    layers = learner.generator.foreground
+    widths = [layer.weight.shape[1] for layer in layers if isinstance(layer, torch.nn.ConvTranspose3d)]
+    assert layers[1].unflattened_size[0] == 512 and widths == [256, 128, 64]
 
 
 def test_the_norm_of_maps_is_that_of_each_channel():
@@ -118,8 +121,7 @@ def test_neither_wins_and_the_critic_comes_to_see_what_moves():
     directions are told by its features better than by those that it began with."""
     learner, known, asked = make(smooth=2.0), squares(10_000, 200), squares(20_000, 200)
     before = nearest(learner, known, asked)
-    told = learn(learner, lambda step: squares(step).batch, 140, lr=4e-4)
-    print(before, nearest(learner, known, asked), mean(told, "told_apart", 50))
+    told = learn(learner, lambda step: squares(step).batch, 130, lr=4e-4)
     assert 0.1 < mean(told, "told_apart", 50) < 1.1 * math.log(2)
     assert nearest(learner, known, asked) > before + 0.03
 

@@ -12,8 +12,9 @@ def chance(score: float) -> float:
 
 def test_both_losses_against_their_slow_twins():
     real, made = torch.randn(5), torch.randn(5)
-    wrong = -sum(math.log(chance(r)) for r in real.tolist()) / 5 - sum(math.log(1 - chance(m)) for m in made.tolist()) / 5
-    assert of_critic(real, made).item() == pytest.approx(wrong / 2, rel=1e-6)
+    missed = -sum(math.log(chance(r)) for r in real.tolist()) / 5
+    believed = -sum(math.log(1 - chance(m)) for m in made.tolist()) / 5
+    assert of_critic(real, made).item() == pytest.approx((missed + believed) / 2, rel=1e-6)
     fooled = -sum(math.log(chance(m)) for m in made.tolist()) / 5
     assert of_generator(made).item() == pytest.approx(fooled, rel=1e-6)
 
