@@ -88,7 +88,7 @@ def test_noise_is_taken_away_where_there_is_something_to_know():
     The control: where every pixel is a draw of its own there is nothing but that filter, Wiener's, and it stays above.
     """
     learner = make(corruptions=("noise",), noise=0.2)
-    learn(learner, squares, 40, lr=3e-3)
+    learn(learner, squares, 60, lr=3e-3)
     batch = squares(10_000, count=64)
     video = batch["video"][0]
     with torch.no_grad():
