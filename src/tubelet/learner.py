@@ -98,7 +98,10 @@ class Learner(nn.Module):
     """Samples a second that the learner's ears are made for, where it has any; checked against `data.audio_rate`."""
     needs_labels: bool = False
     phases: tuple[str, ...] = ("main",)
-    """One optimiser each, stepped in this order."""
+    """One optimiser each, stepped in this order, by all or by none; a phase sees what those before it have changed.
+
+    While one is trained, what the others train is frozen. All have the recipe's rates and decay.
+    """
     backbone: Backbone
 
     def forward(self, batch: Batch, phase: str) -> Output:
@@ -147,5 +150,6 @@ class Learner(nn.Module):
     def after_step(self, now: Now) -> None:
         """Called after each step of all phases: move a teacher, fill a queue, clamp a temperature.
 
-        It is not called where a phase was skipped since its loss or gradient was not finite.
+        It is not called where the step was skipped since a loss or gradient was not finite: then the phases before that
+        one are as they were, too.
         """

@@ -38,7 +38,7 @@ DROPPING = {**SMALL["vit"], "drop_path": 0.5}
 
 
 def _small() -> dict[str, dict]:
-    """What the tests of all methods say of their smallest forms: `SMALL`, name -> `learner` and `data`.
+    """What the tests of all methods say of their smallest forms: `SMALL`, name -> `learner`, `data` and `backbone`.
 
     What follows a comma in a name is only a name for other arguments; an argument that is a function is called for it.
     """
@@ -50,6 +50,7 @@ def _small() -> dict[str, dict]:
 
 SMALL_LEARNERS = _small()
 LEARNER: dict[str, dict] = {name: small.get("learner", {}) for name, small in SMALL_LEARNERS.items()}
+BACKBONE: dict[str, dict] = {name: small.get("backbone", {}) for name, small in SMALL_LEARNERS.items()}
 DATA: dict[str, dict] = {name: small.get("data", {}) for name, small in SMALL_LEARNERS.items()}
 VIDEOS = 12
 """Of the corpus that learners are trained on here."""
@@ -68,7 +69,7 @@ def build_backbone(name: str) -> Backbone:
 
 def build_learner(name: str, backbone: dict | None = None) -> Learner:
     torch.manual_seed(0)
-    built = registry.build("backbones", "vit", **(backbone or SMALL["vit"]))
+    built = registry.build("backbones", "vit", **(backbone or SMALL["vit"]) | BACKBONE.get(name, {}))
     return registry.build("methods", name.partition(",")[0], backbone=built, **arguments(name))
 
 
@@ -195,7 +196,7 @@ def test_a_learner_embeds_and_is_saved_whole(name, corpus, tmp_path):
     assert learner.embed(batch).shape == (4, learner.backbone.dim)
     checkpoint.save_weights(tmp_path / "w.safetensors", learner.state_dict())
     torch.manual_seed(99)
-    built = registry.build("backbones", "vit", **SMALL["vit"])
+    built = registry.build("backbones", "vit", **SMALL["vit"] | BACKBONE.get(name, {}))
     again = registry.build("methods", name.partition(",")[0], backbone=built, **arguments(name))
     checkpoint.load_weights(again, tmp_path / "w.safetensors")
     for phase in learner.phases:
