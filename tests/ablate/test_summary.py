@@ -88,7 +88,7 @@ def test_files_hold_every_number(tmp_path):
     assert [path.name for path in paths] == ["mask.json", "mask.csv", "mask.md", "mask.png"]
     assert json.loads(paths[0].read_text())["rows"] == rows
     lines = list(csv.DictReader(io.StringIO(paths[1].read_text())))
-    assert [(line["row"], line["seed"], float(line["top1"])) for line in lines] == [
+    assert [(line["row"], line["seed"], float(line["value"])) for line in lines] == [
         ("not pre-trained", "0", 10.0), ("tube", "0", 50.0), ("tube", "1", 54.0), ("frame", "0", 40.0),
     ]  # fmt: skip
     text = paths[2].read_text()
