@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tubelet import recipe, registry
@@ -14,7 +13,7 @@ from tubelet.apply.shapes import outline
 from tubelet.data.audio import sound_of
 from tubelet.data.info import UnreadableVideo
 from tubelet.log import say
-from tubelet.recipe import Recipe, UsageError
+from tubelet.recipe import UsageError
 from tubelet.types import TubeletError
 
 FOLDER = "tiny"
