@@ -9,8 +9,8 @@ from tubelet.data.listing import read_manifest, write_manifest
 
 SMALL = [
     "--data.frames", "4", "--data.stride", "1", "--data.reference_fps", "8", "--data.size", "16",
-    "--backbone.dim", "32", "--backbone.depth", "1", "--backbone.heads", "2", "--backbone.patch", "4", "--train.batch", "4",
-    "--train.workers", "0", "--train.quiet", "true",
+    "--backbone.dim", "32", "--backbone.depth", "1", "--backbone.heads", "2", "--backbone.patch", "4",
+    "--train.batch", "4", "--train.workers", "0", "--train.quiet", "true",
 ]  # fmt: skip
 
 
