@@ -192,7 +192,8 @@ def as_markdown(summary: Summary) -> str:
         [
             [row["name"], *[_number(row["x"], ".4g") for _ in axis],
              *[_number(row["published"], ".1f") for _ in theirs], *[spread(row, column) for column in columns],
-             _number(row["steps"], "d"), _number(row["clips"], ",d"), _number(row["seconds"], ".0f"), _number(_epoch_s(row), ".2f")]
+             _number(row["steps"], "d"), _number(row["clips"], ",d"), _number(row["seconds"], ".0f"),
+             _number(_epoch_s(row), ".2f")]
             for row in summary["rows"]
         ]
         + [[f"published only: {one['name']}", *["" for _ in axis], _number(one["value"], ".1f"),
