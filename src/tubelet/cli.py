@@ -239,35 +239,42 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
     made = recipe.of_run(args.run)
     from tubelet.apply import evaluate as judging
     from tubelet.checkpoint import read_about
-    from tubelet.log import table
 
-    manifest, root = _videos(args, made)
     as_it_is = read_about(args.run).get("learner", {}).get("name") == "supervised" and not args.tasks
+    told = as_it_is or made is not None or args.manifest is not None
+    manifest, root = _videos(args, made) if told else (None, args.root)  # a task may have videos of its own
     terms = {"root": root, "test_clips": args.test_clips, "test_crops": args.test_crops, "workers": args.workers}
     if as_it_is:
+        assert manifest is not None
         results = judging.classifier(args.run, manifest, **terms)
     else:
         results = judging.evaluate(
             args.run, asked, manifest, seeds=args.seeds, baseline=args.baseline, still=args.one_frame,
             labels_per_class=args.labels_per_class, flip=args.flip, **terms,
         )  # fmt: skip
-    rows = [
-        [task, variant, *_numbers(result)] for task, variants in results.items() for variant, result in variants.items()
-    ]
-    printed(
-        table(str(args.run), ["task", "encoder", "top-1 %", "95 % interval", "class mean %", "videos", "seeds"], rows)
-    )
+    _print_numbers(str(args.run), results)
 
 
-def _numbers(result: dict[str, Any]) -> list[str]:
-    from tubelet.tasks.protocol import counted
+def _print_numbers(title: str, results: dict[str, dict[str, Any]]) -> None:
+    """A table of each kind of numbers: tasks that judge alike stand in one."""
+    from tubelet.log import table
+    from tubelet.tasks.protocol import CLASSIFICATION, counted, in_words, numbers
 
-    low, high = result["interval"]
-    spread = result.get("spread")
-    return [
-        f"{100 * result['top1']:.1f}", f"{100 * low:.1f} - {100 * high:.1f}", f"{100 * result['class_mean']:.1f}",
-        counted(result), f"{len(result['seeds'])}: ± {100 * spread['std']:.1f}" if spread else "1",
-    ]  # fmt: skip
+    rows: dict[tuple[str, ...], list[list[str]]] = {}
+    for task, variants in results.items():
+        for variant, result in variants.items():
+            low, high = (f"{100 * edge:.1f}" for edge in result["interval"])
+            main, *others = names = numbers(result)
+            shown = ["class_mean"] if names == CLASSIFICATION else others
+            spread = result.get("spread")
+            rows.setdefault((main, *shown), []).append([
+                task, variant, f"{100 * result[main]:.1f}", f"{low} - {high}",
+                *(f"{100 * result[name]:.1f}" for name in shown), counted(result),
+                f"{len(result['seeds'])}: ± {100 * spread['std']:.1f}" if spread else "1",
+            ])  # fmt: skip
+    for (main, *shown), lines in rows.items():
+        heads = [f"{in_words(main)} %", "95 % interval", *(f"{in_words(name)} %" for name in shown)]
+        printed(table(title, ["task", "encoder", *heads, "videos", "seeds"], lines))
 
 
 def _videos(args: Namespace, made: Any) -> tuple[storage.Place, str | None]:
