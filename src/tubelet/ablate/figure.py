@@ -100,7 +100,7 @@ def _numbers(row: Mapping[str, Any], column: str | None) -> tuple[float | None, 
 
 def _measure(column: str | None, summary: Mapping[str, Any]) -> str:
     """What a panel's numbers are."""
-    number = summary.get("numbers", {}).get(column)
+    number = summary["numbers"].get(column)
     return "top-1 %" if number is None else f"{number} %"
 
 
