@@ -451,6 +451,34 @@ def ablate(args: Namespace, dotted: list[str]) -> None:
     return run_table(args.table, args.recipe, dotted, **options)
 
 
+@command(
+    "compare", "tubelet compare --data.manifest clips.csv --learners videomae moco_v3 --out runs/compare",
+    argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="default: runs/compare"),
+    argument("--learners", nargs="+", metavar="NAME", default=[],
+             help="recipes in `tiny` (default: all whose modalities the videos have)"),
+    argument("--clips", type=whole, default=16000, metavar="N",
+             help="that each encodes while it trains, every view counted (default: 16000)"),
+    argument("--seeds", nargs="+", type=whole, default=[0, 1, 2], metavar="N", help="of the runs (default: 0 1 2)"),
+    argument("--tasks", nargs="+", metavar="TASK", default=["knn", "linear", "attentive", "finetune", "retrieval"],
+             help="judges (default: knn linear attentive finetune retrieval)"),
+    argument("--labels-per-class", type=whole, metavar="N", help="learn from that many videos of each class"),
+    argument("--only", nargs="+", metavar="ROW", default=[], help="run these rows alone"),
+    argument("--dry-run", action="store_true", help="only say what there is to run"),
+    argument("--report", action="store_true", help="run nothing, write what there is"),
+    dotted=Dotted("[options] [--section.option VALUE ...] [--task.option VALUE ...]", _ablate_help,
+                  ("--name", "--seed")),
+)  # fmt: skip
+def compare(args: Namespace, dotted: list[str]) -> None:
+    """Train methods with one backbone, corpus and budget, and judge all of them alike: one table, one figure.
+
+    Runs that are there already are used; the same command again goes on where it stopped, and several such commands
+    share the work.
+    """
+    from tubelet.ablate.compare import compare as run_comparison
+
+    run_comparison(dotted, **vars(args))
+
+
 @command("demo", "tubelet demo --out runs/demo",
          argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"),
          signature("tubelet.demo", "main"))  # fmt: skip
