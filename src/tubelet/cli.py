@@ -85,7 +85,7 @@ def _recipe_help(args: Namespace | None) -> str:
     from tubelet import recipe
 
     if args is None or not getattr(args, "recipe", None):
-        learner, backbone, tasks, values = "videomae", "vit", ["knn"], {}
+        learner, backbone, tasks, parts, values = "videomae", "vit", ["knn"], {}, {}
         word = "default"
         head = (
             f"\nPackaged recipes: {', '.join(name for name in recipe.packaged() if '/' not in name)}, and those that "
@@ -94,12 +94,13 @@ def _recipe_help(args: Namespace | None) -> str:
     else:
         chosen = recipe.load(args.recipe, args.dotted)
         learner, backbone, tasks = chosen.learner["name"], chosen.backbone["name"], list(chosen.evaluate)
+        parts = chosen.parts
         values = dict(recipe.flat(chosen.as_dict()))
         head = f"\nThe options of {args.recipe}, with their values there:\n"
         word = "now"
     rows = [
         (key, option, values.get(key, option.default))
-        for key, option in recipe.options(learner, backbone, tasks).items()
+        for key, option in recipe.options(learner, backbone, tasks, parts).items()
     ]
     return head + option_rows(rows, word)
 

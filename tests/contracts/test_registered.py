@@ -79,7 +79,8 @@ def arguments(name: str) -> dict:
 
 
 def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    """Of the steps that had one: a queue that is not full yet gives none."""
+    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if line.get("loss") is not None]
 
 
 def make_clips(corpus: Path, learner: Learner, name: str = "") -> Clips:

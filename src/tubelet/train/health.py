@@ -79,8 +79,8 @@ class Health:
         padded = [rows[place % count] for place in range(self.rounds * world * piece)]  # what is too much is left out
         self.rows = torch.tensor(padded)
         self.loader = Loader(
-            _still(clips, padded), piece * world, workers=workers, shuffle=False, rank=dist.rank(), world=world,
-            limit_s=limit_s,
+            plain(clips, padded, max(2, clips.views)), piece * world, workers=workers, shuffle=False, rank=dist.rank(),
+            world=world, limit_s=limit_s,
         )  # fmt: skip
         self.kept: list[Batch] = []
 
@@ -138,13 +138,13 @@ class Health:
         return _Piece(first, second, losses, apart)
 
 
-def _still(clips: Clips, rows: list[int]) -> Clips:
-    """The same shape of clip, not augmented, with at least two views: the clips of one video at different times."""
+def plain(clips: Clips, rows: list[int], views: int) -> Clips:
+    """Clips of the same shape, not augmented, of some videos; views are clips of one video at different times."""
     manifest = clips.manifest.take(rows)
     there = {video.corpus for video in manifest.videos}
     return Clips(
         manifest, frames=clips.frames, stride=clips.stride, reference_fps=clips.reference_fps, size=clips.size,
-        sampling="segments" if clips.in_segments else "random", crop="center", flip=False, views=max(2, clips.views),
+        sampling="segments" if clips.in_segments else "random", crop="center", flip=False, views=views,
         density=clips.density, strides={name: stride for name, stride in clips.strides.items() if name in there},
         audio_rate=clips.audio_rate, captions=clips.captions, reader=clips.reader, seed=clips.seed,
     )  # fmt: skip

@@ -141,7 +141,7 @@ def _refusal(recipe: Recipe, out: Path) -> str | None:
         for section in ("seed", "data", "backbone", "learner", "train"):
             earlier = before.get(section)
             if section in now and isinstance(earlier, dict):
-                earlier = _defaults(section, now[section]) | earlier
+                earlier = _filled_in(section, earlier, now[section])
             difference = _difference(earlier, now.get(section), section)
             if difference:
                 return f"{out} holds a run of another recipe: {difference}"
@@ -155,6 +155,17 @@ def _refusal(recipe: Recipe, out: Path) -> str | None:
 def _is_nothing(file: Path) -> bool:
     """Whether a file says nothing of what its folder holds: it is there before a run is, or after half of one."""
     return file.name == lock.NAME or file.name.endswith(".tmp")
+
+
+def _filled_in(section: str, earlier: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an earlier recipe, and of the parts of its learner, with those that it left out."""
+    filled = _defaults(section, now) | earlier
+    ours, theirs = now.get("parts"), earlier.get("parts")
+    if section == "learner" and isinstance(ours, dict) and isinstance(theirs, dict):
+        filled["parts"] = theirs | {
+            label: _filled_in(section, theirs[label], ours[label]) for label in ours.keys() & theirs.keys()
+        }
+    return filled
 
 
 def _defaults(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
