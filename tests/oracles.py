@@ -34,7 +34,7 @@ class Squares(NamedTuple):
 
 def moving_squares(
     count: int, seed: int, frames: int = 8, size: int = 32, side: float = 10.0, speed: tuple[float, float] = (1.5, 2.5),
-    views: int = 1, noise: float = 0.02, colour: Tensor | None = None,
+    views: int = 1, noise: float = 0.02, colour: Tensor | None = None, direction: Tensor | None = None,
 ) -> Squares:  # fmt: skip
     """Squares that cross the middle of their clip half-way through; nothing but their motion tells the direction.
 
@@ -42,10 +42,11 @@ def moving_squares(
 
     Args:
         colour: of each square, B 3; drawn where not given.
+        direction: of each, B; likewise.
     """
     keys = torch.tensor([draws.key(seed, index) for index in range(count)])
     drawn = draws.uniform(keys, 7, "squares")
-    direction = (drawn[:, 0] * 4).long()  # B
+    direction = (drawn[:, 0] * 4).long() if direction is None else direction  # B
     pixels = speed[0] + (speed[1] - speed[0]) * drawn[:, 1]  # B
     colour = 0.4 + 0.6 * drawn[:, 2:5] if colour is None else colour
     middle = size / 2 + (drawn[:, 5:7] - 0.5) * size / 4  # B 2

@@ -29,7 +29,7 @@ from tubelet.train.optim import adamw, set_rate
 from tubelet.train.parallel import Precision, distribute, shared_cores, whole
 from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
-from tubelet.train.step import take_step
+from tubelet.train.step import take_steps
 from tubelet.train.stop import Abandoned, Interrupted, Preempted, Stop, stop_signals
 from tubelet.train.verdict import verdict
 from tubelet.train.watchdog import Watchdog
@@ -269,20 +269,18 @@ class _Training:
         run, plan, learner, batch = self.run, self.plan, self.run.learner, next(self.batches)
         epoch, within = divmod(run.step, plan.epoch)
         learner.before_step(Now(run.step, epoch, within == 0, run.step / plan.total, self._ordered))
-        flawed = False
-        for phase, optimiser in run.optimisers.items():
+        for optimiser in run.optimisers.values():
             set_rate(optimiser, plan.rate(run.step))
-            measure = (run.step + 1) % plan.log_steps == 0
-            stepped = take_step(
-                self.model, learner, phase, optimiser, batch, plan.passes, plan.clip_norm, plan.precision, measure
-            )
-            if stepped.flaw:
-                self.guard.note(run.step, phase, stepped, batch)
-                flawed = True
-                break
-            self.stretch.add(stepped)
+        measure = (run.step + 1) % plan.log_steps == 0
+        taken = take_steps(
+            self.model, learner, run.optimisers, batch, plan.passes, plan.clip_norm, plan.precision, measure
+        )
+        flawed = next((phase for phase, stepped in taken.items() if stepped.flaw), None)
+        if flawed is not None:
+            self.guard.note(run.step, flawed, taken[flawed], batch)
         run.step += 1
-        if not flawed:
+        if flawed is None:
+            self.stretch.add(taken)
             self.guard.good()
             learner.after_step(Now(run.step, epoch, within == 0, run.step / plan.total, self._ordered))
         run.skipped, run.in_a_row = self.guard.skipped, self.guard.in_a_row

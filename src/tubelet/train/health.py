@@ -113,7 +113,7 @@ class Health:
     def _batches(self) -> list[Batch] | Iterator[Batch]:
         """This process's pieces, uint8; read anew each time where they are too large to keep."""
         clips = self.loader.clips
-        size = clips.views * clips.frames * clips.density * clips.size**2 * 3
+        size = clips.views * (1 + clips.has_beside) * clips.frames * clips.density * clips.size**2 * 3
         if len(self.rows) * size > _KEPT_BYTES:
             return self.loader.once()
         if not self.kept:
@@ -146,7 +146,7 @@ def plain(clips: Clips, rows: list[int], views: int) -> Clips:
         manifest, frames=clips.frames, stride=clips.stride, reference_fps=clips.reference_fps, size=clips.size,
         sampling="segments" if clips.in_segments else "random", crop="center", flip=False, views=views,
         density=clips.density, strides={name: stride for name, stride in clips.strides.items() if name in there},
-        audio_rate=clips.audio_rate, captions=clips.captions, reader=clips.reader, seed=clips.seed,
+        audio_rate=clips.audio_rate, captions=clips.captions, flow=clips.flow, reader=clips.reader, seed=clips.seed,
     )  # fmt: skip
 
 
