@@ -2,10 +2,12 @@ import copy
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from processes import run_processes
 from tubelet import dist
-from tubelet.nn.heads import BatchNorm, Projector
+from tubelet.nn.heads import BatchNorm, Projector, restart
 
 
 def test_the_norm_is_pytorchs_and_keeps_nothing():
@@ -74,3 +76,21 @@ def test_processes_can_compute_by_themselves():
     values = torch.randn(4, 5)
     for rank, found in enumerate(run_processes(apart, 2, values)):
         torch.testing.assert_close(found, BatchNorm(5)(values[: 2 + rank]).detach())
+
+
+def restarted(values: torch.Tensor) -> torch.Tensor:
+    dist.start()
+    head = torch.nn.Linear(3, 5)
+    fully_shard(head, mesh=init_device_mesh("cpu", (dist.world_size(),)))
+    restart(head.weight, values)
+    found = head.weight.full_tensor()
+    dist.stop()
+    return found.detach()
+
+
+def test_a_weight_starts_anew_whole_or_sharded():
+    values, head = torch.randn(5, 3), torch.nn.Linear(3, 5)
+    restart(head.weight, values)
+    assert torch.equal(head.weight, values) and head.weight.requires_grad
+    for found in run_processes(restarted, 2, values):
+        assert torch.equal(found, values)

@@ -46,6 +46,23 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(out / "metrics.jsonl")]
 
 
+def test_hooks_go_through_the_training_set_in_order_and_as_it_is(corpus, tmp_path):
+    """Whatever the views and the augmentation of training; the same in each epoch."""
+    manifest, seen = read_manifest(corpus, "train"), []
+    learner = make_learner()
+    forward = learner.forward
+    learner.before_step = lambda now: now.new_epoch and seen.append(list(now.ordered()))
+    learner.forward = lambda batch, phase: forward({**batch, "video": batch["video"][:1]}, phase)
+    clips = Clips(manifest, **CLIP, views=2, scale=(0.1, 0.2))
+    fit(learner, clips, tmp_path, **OPTIONS | {"length": "2 epochs"})
+    first, second = seen
+    assert torch.cat([batch["id"] for batch in first]).tolist() == list(range(len(manifest)))
+    plain = Loader(Clips(manifest, **CLIP, crop="center", flip=False), 4)
+    for one, other, expected in zip(first, second, plain.once(), strict=True):
+        assert len(one["video"]) == 1 and one["video"][0].dtype == torch.uint8
+        assert torch.equal(one["video"][0], other["video"][0]) and torch.equal(one["video"][0], expected["video"][0])
+
+
 def test_it_learns_and_leaves_a_usable_run(corpus, tmp_path):
     fitted = fit(make_learner(), make_clips(corpus), tmp_path, **OPTIONS | {"length": "150 steps"}, log_steps=10)
     seen = losses(tmp_path)

@@ -20,6 +20,13 @@ BACKBONE = {"size": "tiny", "dim": 32, "depth": 2, "heads": 2, "patch": 4}
 LEARNERS: dict[str, dict[str, Any]] = {
     "videomae": {"ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1},
     "supervised": {"classes": 2, "ema": 0.9},
+    "combined": {
+        "videos": 12,
+        "parts": {
+            "videomae": {"ratio": 0.5, "decoder_dim": 16, "decoder_depth": 1},
+            "deepcluster": {"clusters": 3, "components": 4},
+        },
+    },
 }
 OPTIONS: dict[str, Any] = {
     "length": "6 steps", "batch": 12, "lr": 0.02, "workers": 0, "quiet": True, "log_steps": 1, "precision": "float32",

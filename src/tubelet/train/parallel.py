@@ -79,6 +79,8 @@ def distribute(learner: Learner, device: torch.device, parallel: Parallel = "rep
                 fully_shard(module, mesh=mesh)
         fully_shard(learner, mesh=mesh)
         register_fsdp_forward_method(learner, "embed")
+        # the whole must be known as such before a hook, which may come before the first forward, calls a part of it
+        fully_shard.state(learner)._lazy_init()  # type: ignore[attr-defined]
         return learner
     return DistributedDataParallel(
         learner,
