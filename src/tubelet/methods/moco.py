@@ -39,7 +39,8 @@ class MoCo(Learner):
         hidden: width of the head's inner layers.
         layers: linear maps of the head.
         temperature: the cosines are divided by it.
-        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
+        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast"), MoCo v2 ("moco"), or
+            not at all ("none"), which suits flow.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class MoCo(Learner):
         hidden: int = 2048,
         layers: int = 3,
         temperature: float = 0.1,
-        strength: Literal["slowfast", "moco"] = "slowfast",
+        strength: Literal["slowfast", "moco", "none"] = "slowfast",
     ) -> None:
         super().__init__()
         if clips < 2:
