@@ -81,14 +81,17 @@ def tiny_backbone(seed: int = 0, **changes) -> Backbone:
 
 
 def learn(
-    learner: Learner, batches: Callable[[int], Batch], steps: int, lr: float = 1e-3, passed: Batch | None = None
-) -> list[dict[str, float]]:
+    learner: Learner, batches: Callable[[int], Batch], steps: int, lr: float = 1e-3, passed: Batch | None = None,
+    epoch: int | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
     """Trains as the loop does, with its steps and hooks; returns each step's loss and metrics.
 
     Args:
         batches: the batch of a step.
         passed: what `now.ordered()` goes through, in one piece.
+        epoch: steps of an epoch; None = all are one.
     """
+    epoch = steps if epoch is None else epoch
     torch.manual_seed(0)
     optimisers = {
         phase: torch.optim.AdamW([p for _, p in learner.parameters_of(phase)], lr=lr, weight_decay=0.01)
@@ -102,14 +105,14 @@ def learn(
     told = []
     learner.train()
     for step in range(steps):
-        learner.before_step(Now(step, 0, step == 0, step / steps, ordered))
+        learner.before_step(Now(step, step // epoch, step % epoch == 0, step / steps, ordered))
         batch = batches(step)
         found = {}
         for phase, optimiser in optimisers.items():
             stepped = take_step(learner, learner, phase, optimiser, batch, 1, 1.0, "float32")
             assert stepped.flaw is None
             found |= {"loss" if len(learner.phases) == 1 else f"loss {phase}": stepped.loss, **stepped.metrics}
-        learner.after_step(Now(step + 1, 0, False, (step + 1) / steps, ordered))
+        learner.after_step(Now(step + 1, step // epoch, step % epoch == 0, (step + 1) / steps, ordered))
         told.append(found)
     learner.eval()
     return told

@@ -28,12 +28,14 @@ from tubelet.types import TubeletError
 FOLDER = Path(__file__).parent / "recipes"
 MISSING = "???"
 """What a recipe writes where its user must give a value."""
+CHAIN = "chain"
+"""The key of a recipe that is a chain of runs: see `tubelet.chain`."""
 SECTIONS = ("data", "backbone", "learner", "train", "evaluate")
 NOT_WRITTEN = {"data": {"seed", "segments"}, "learner": {"classes", "videos"}, "train": {"seed", "about"}}
 """Arguments that code fills in: from the recipe's one seed, from the manifest."""
 PARTS = "learner.parts"
-"""Where a learner is made of others: below it a label for each, with its name (the label unless given), its weight in the
-sum of losses, and its arguments."""
+"""Where a learner is made of others: below it a label for each, with its name (the label unless given), its weight in
+the sum of losses, and its arguments."""
 
 
 class UsageError(TubeletError):
@@ -107,11 +109,12 @@ class Recipe:
     def clip(self) -> dict[str, Any]:
         """The shape of a clip, as tasks and backbone.json have it."""
         shape = {key: self.data[key] for key in ("frames", "stride", "reference_fps", "size")}
-        return shape | ({"segments": True} if self.data["sampling"] == "segments" else {})
+        shape |= {"segments": True} if self.data["sampling"] == "segments" else {}
+        return shape | ({"flow": "instead"} if self.data.get("flow") in ("instead", "exchanged") else {})
 
     def to_yaml(self) -> str:
         """All that there is to know to do the same again; `load` and `from_yaml` read it back exactly."""
-        return yaml.dump(self.as_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        return as_yaml(self.as_dict())
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "") -> Recipe:
@@ -147,6 +150,11 @@ EXAMPLES = {
     "data.manifest": "clips.csv", "backbone.init": "runs/NAME", "learner.init": "runs/NAME",
     PARTS: '"{videomae: {weight: 1.0}, swav: {weight: 0.5}}"',
 }  # fmt: skip
+
+
+def as_yaml(tree: dict[str, Any]) -> str:
+    """Sections in blocks, lists of values on one line."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def packaged() -> list[str]:
@@ -201,30 +209,69 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         TubeletError: ``backbone.init`` is not a run.
     """
     path = find(path_or_name)
-    known_as = path.relative_to(FOLDER).with_suffix("").as_posix() if path.is_relative_to(FOLDER) else None
-    source = known_as or str(path)
-    given = _read_overrides(overrides)
+    source = name_of(path)
+    written = read(path)
+    if CHAIN in written:
+        raise UsageError(f"{source} is a chain of runs, not one: `tubelet train` and `tubelet show` take it")
+    name = path.stem if source == str(path) else source.replace("/", "-")  # its run is one folder, not several
+    return resolve(written, read_overrides(overrides), name, source, str(path))
+
+
+def name_of(path: Path) -> str:
+    """How a recipe's file is called: by its packaged name, or its path."""
+    return path.relative_to(FOLDER).with_suffix("").as_posix() if path.is_relative_to(FOLDER) else str(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping that the file of a recipe holds.
+
+    Raises:
+        UsageError: it holds none.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return _mapping(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
         raise UsageError(f"{path} is no recipe: it is not text") from None
-    written = _sections(_mapping(text, str(path)), given, str(path))
-    run = _of_run(given.get("backbone.init", written["backbone"].get("init")))
+
+
+def resolve(
+    written: dict[str, Any],
+    given: dict[str, Any],
+    name: str,
+    source: str,
+    told_as: str,
+    inherited: dict[str, Any] | None = None,
+) -> Recipe:
+    """Gives every option of a recipe its value.
+
+    Args:
+        written: what the recipe says: section -> option -> value.
+        given: what overrides say, as `read_overrides` has it.
+        name: of the run, if it is given no other.
+        source: what it was read from, as messages on missing options say it.
+        told_as: likewise, as messages on what is not understood say it.
+        inherited: dotted options that come with the run to start from, where that run is yet to be made.
+
+    Raises:
+        UsageError, TubeletError: as `load`.
+    """
+    written = _sections(written, given, told_as)
+    init = given.get("backbone.init", written["backbone"].get("init"))
+    run = _of_run(init) if inherited is None else inherited
     chosen = {
         section: _choice(section, given.get(f"{section}.name"), written, run.get(f"{section}.name"))
         for section in ("backbone", "learner")
     }
-    parts = _parts(written["learner"], given, path) if _has_parts(chosen["learner"]) else {}
+    parts = _parts(written["learner"], given, told_as) if _has_parts(chosen["learner"]) else {}
     known = options(chosen["learner"], chosen["backbone"], _tasks(written["evaluate"], given), parts)
     if chosen["backbone"] != run.get("backbone.name"):  # another architecture shares only the clip with that run
         run = {key: value for key, value in run.items() if key.startswith("data.")}
     values = {key: option.default for key, option in known.items()}
-    name = known_as.replace("/", "-") if known_as else path.stem  # its run is one folder, not folders in folders
     values |= {"name": name} | {key: value for key, value in run.items() if key in known}
     for key, value in flat(written):
         if key not in known:
-            raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")
-        values[key] = value if value == MISSING else known[key].read(value, f"{path}: {key}")
+            raise UsageError(f"{told_as}: unknown key {key}{nearest(key, known)}")
+        values[key] = value if value == MISSING else known[key].read(value, f"{told_as}: {key}")
     for key, value in given.items():
         if key not in known:
             raise UsageError(f"unknown option --{key}{nearest(key, known, '--')}")
@@ -260,7 +307,7 @@ def task_options(tasks: Sequence[str], overrides: Sequence[str]) -> dict[str, di
     for task in tasks:
         known |= arguments(*_place("tasks", task), task)
     asked: dict[str, dict[str, Any]] = {task: {} for task in tasks}
-    for key, value in _read_overrides(overrides).items():
+    for key, value in read_overrides(overrides).items():
         if key not in known:
             raise UsageError(f"unknown option --{key}{nearest(key, known, '--')}")
         task, _, name = key.partition(".")
@@ -355,7 +402,7 @@ def _close(word: str, known: Sequence[str], cutoff: float) -> str:
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), "")
 
 
-def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
+def read_overrides(words: Sequence[str]) -> dict[str, Any]:
     """``--a.b 3 --c.d=4`` -> ``{"a.b": "3", "c.d": "4"}``; the last of several wins."""
     given: dict[str, Any] = {}
     rest = list(words)
@@ -422,7 +469,7 @@ def _has_parts(learner: str) -> bool:
     return "parts" in registry.schema(*_place("methods", learner)).__annotations__
 
 
-def _parts(learner: dict[str, Any], given: dict[str, Any], path: Path) -> dict[str, str]:
+def _parts(learner: dict[str, Any], given: dict[str, Any], told_as: str) -> dict[str, str]:
     """Label -> name of the learners that the recipe and the overrides name as parts of the learner.
 
     ``--learner.parts "{...}"`` takes the place of all that the recipe has, and becomes one override a setting;
@@ -436,7 +483,7 @@ def _parts(learner: dict[str, Any], given: dict[str, Any], path: Path) -> dict[s
             given |= {f"{PARTS}.{label}.{key}": value for key, value in part.items()}
     elif learner.get("parts", MISSING) == MISSING:
         learner.pop("parts", None)
-    written = learner["parts"] = _as_parts(learner.get("parts") or {}, f"{path}: {PARTS}")
+    written = learner["parts"] = _as_parts(learner.get("parts") or {}, f"{told_as}: {PARTS}")
     for key in [key for key, value in given.items() if key.rpartition(".")[0] == PARTS and value == "none"]:
         written.pop(key.rpartition(".")[2], None)
         del given[key]
@@ -609,5 +656,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(
-    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+    list,
+    lambda dumper, value: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", value, flow_style=not any(isinstance(item, dict) for item in value)
+    ),
 )

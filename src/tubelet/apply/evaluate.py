@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,15 @@ from tubelet.log import say, warn
 from tubelet.methods.supervised import Supervised
 from tubelet.metrics.classification import paired_spread, wilson
 from tubelet.tasks.classify import Classify
-from tubelet.tasks.protocol import Protocol, Result
+from tubelet.tasks.protocol import Protocol, Result, Task, Terms, main_number, numbers
 from tubelet.train.run import load_learner
 from tubelet.types import Features, Grid, TubeletError
 
 Judge = Callable[[Learner, int], dict[str, float]]
 Results = dict[str, dict[str, Result]]
 """Task -> whose encoder ("videomae", "untrained", "scratch") -> result."""
-LOGGED = ("top1", "top5", "class_mean")
-AVERAGED = ("top1", "top5", "class_mean", "precision", "recall")
+AVERAGED_TOO = ("precision", "recall")
+"""Besides a result's own numbers."""
 
 
 def judges(
@@ -60,18 +60,22 @@ def judges(
         raise TubeletError(f"evaluate.classify judges the classes that a learner answers, and {variant} answers none")
     if not evaluate:
         return {}
-    try:
-        listing = read_manifest(manifest, root=root)
-        protocol = Protocol.from_manifest(listing, dict(clip), seed=seed, **terms)
-        choosing = for_choosing(protocol, listing) if "classify" in evaluate else protocol
-    except TubeletError as error:
-        warn(f"{', '.join(evaluate)} left out during training: {error}")
-        return {}
+    common = Terms(cache(partial(read_manifest, manifest, root=root)), dict(clip), seed=seed, options=terms)
     asked: dict[str, tuple[str, Judge]] = {}
+    left_out: dict[str, list[str]] = {}
     for name, options in evaluate.items():
         when = options["every"] if options["every"] == "end" else f"every {options['every']}"
         task = registry.build("tasks", name, **{key: value for key, value in options.items() if key != "every"})
-        asked[name] = (when, partial(_judge, task, name, choosing if name == "classify" else protocol, out, variant))
+        try:
+            data = task.data(common)
+            if name == "classify":
+                data = for_choosing(data, common.manifest())
+        except TubeletError as error:
+            left_out.setdefault(str(error), []).append(name)
+            continue
+        asked[name] = (when, partial(_judge, task, name, data, out, variant))
+    for error, names in left_out.items():
+        warn(f"{', '.join(names)} left out during training: {error}")
     return asked
 
 
@@ -89,20 +93,20 @@ def for_choosing(protocol: Protocol, listing: Manifest) -> Protocol:
 
 
 def _judge(
-    task: Callable[..., Result], name: str, protocol: Protocol, out: Path, variant: str, learner: Learner, step: int
+    task: Task, name: str, data: Any, out: Path, variant: str, learner: Learner, step: int
 ) -> dict[str, float]:
     with torch.enable_grad():  # the loop judges without gradients, but a task may train a head
         subject = learner if name == "classify" else learner.exported
         judged = named(name, subject)
-        result = task(subject, protocol, folder(out, name, variant))
+        result = task(subject, data, folder(out, name, variant))
     keep(out, {name: {variant: {**result, **judged, "step": step}}})
-    return {key: result[key] for key in LOGGED if result.get(key) is not None}
+    return {key: result[key] for key in numbers(result) if result.get(key) is not None}
 
 
 def evaluate(
     run: Path,
     tasks: Mapping[str, Mapping[str, Any]],
-    manifest: Place,
+    manifest: Place | None,
     *,
     seeds: Sequence[int] = (0,),
     baseline: bool = False,
@@ -115,7 +119,7 @@ def evaluate(
 
     Args:
         tasks: name -> options.
-        manifest: the videos, with labels.
+        manifest: the videos, with labels; None where every task has videos of its own.
         seeds: the learning rate that the first one chooses (on training videos) serves the others too. They are of the
             drawing of labels, of folds, of a head's first weights and of untrained networks.
         baseline: judge the same network untrained too; for ``finetune`` that is the task ``scratch``.
@@ -131,13 +135,18 @@ def evaluate(
     if "classify" in tasks:
         raise TubeletError("a classifier is judged as it is by `tubelet evaluate RUN`, without --tasks")
     about = read_about(run)
-    listing = read_manifest(manifest, root=root)
+
+    @cache
+    def listing() -> Manifest:
+        if manifest is None:
+            raise TubeletError(f"{run} has no recipe.yaml that names a manifest: give --manifest clips.csv")
+        return read_manifest(manifest, root=root)
+
     tried: dict[tuple[str, str], dict[int, Result]] = {}
     for seed in seeds:
-        protocol = Protocol.from_manifest(
-            listing, dict(about["clip"]), seed=seed, labels_per_class=labels_per_class,
-            **{"cache": run / "evaluation" / "features", **terms},
-        )  # fmt: skip
+        common = Terms(
+            listing, dict(about["clip"]), labels_per_class, seed, {"cache": run / "evaluation" / "features", **terms}
+        )
         for name, options in tasks.items():
             for variant, task, backbone in contestants(run, name, seed, baseline, still):
                 say(f"{name}: {variant}, seed {seed}")
@@ -147,11 +156,15 @@ def evaluate(
                     own["lrs"] = (before["lr"],)  # the first seed has chosen for all
                 out = folder(run, name, variant, seed if len(seeds) > 1 else None)
                 judged = named(task, backbone)
-                result = registry.build("tasks", task, **own)(backbone, protocol, out)
+                judge: Task = registry.build("tasks", task, **own)
+                result = judge(backbone, judge.data(common), out)
                 tried.setdefault((name, variant), {})[seed] = {**result, **judged}
     results: Results = {}
     for (name, variant), by_seed in tried.items():
-        facts = {"manifest": str(manifest), "labels_per_class": labels_per_class, "step": about.get("step")}
+        own = by_seed[min(by_seed)].get("judged_on")
+        facts: dict[str, Any] = {"step": about.get("step")}
+        if own is None:
+            facts |= {"manifest": str(manifest), "labels_per_class": labels_per_class}
         results.setdefault(name, {})[variant] = {**average(by_seed), **facts}
     keep(run, results)
     return results
@@ -215,7 +228,7 @@ def contestants(run: Path, task: str, seed: int, baseline: bool, still: bool) ->
         yield "scratch", "scratch", load_backbone(run)
     elif baseline:
         yield "untrained", task, untrained(run, seed)
-    if still and task != "finetune":
+    if still and registry.find("tasks", task).one_frame:
         yield "one-frame", task, MiddleFrame()
 
 
@@ -247,24 +260,33 @@ def untrained(run: Path, seed: int) -> Backbone:
 
 
 def average(by_seed: Mapping[int, Result]) -> Result:
-    """One result for several seeds: mean numbers and the spread of top-1; the tables are those of the first seed."""
+    """One result for several seeds: mean numbers and the spread of the main one; the tables are those of the first."""
     results = list(by_seed.values())
     first = results[0]
     if len(results) == 1:
         return {**first, "seed": next(iter(by_seed))}
-    known = [key for key in AVERAGED if first.get(key) is not None]
+    main, *_ = names = numbers(first)
+    known = [key for key in (*names, *AVERAGED_TOO) if first.get(key) is not None]
     means = {key: sum(result[key] for result in results) / len(results) for key in known}
     return {
         **first,
         **means,
-        "interval": list(wilson(round(means["top1"] * first["videos"]), first["videos"])),
-        "spread": paired_spread([result["top1"] for result in results]),
+        "interval": interval(means[main], results),
+        "spread": paired_spread([main_number(result) for result in results]),
         "seeds": [
-            {"seed": seed} | {key: result[key] for key in ("top1", "weights_hash") if key in result}
+            {"seed": seed} | {key: result[key] for key in (main, "weights_hash") if key in result}
             for seed, result in by_seed.items()
         ],
         "seconds": sum(result["seconds"] for result in results),
     }
+
+
+def interval(mean: float, results: Sequence[Result]) -> list[float]:
+    """That of a mean over seeds: of a share of videos Wilson's, of other numbers the mean of the intervals' ends."""
+    if numbers(results[0])[0] == "top1":
+        videos = results[0]["videos"]
+        return list(wilson(round(mean * videos), videos))
+    return [sum(result["interval"][end] for result in results) / len(results) for end in (0, 1)]
 
 
 def folder(run: Path, task: str, variant: str, seed: int | None = None) -> Path:
@@ -275,8 +297,12 @@ def folder(run: Path, task: str, variant: str, seed: int | None = None) -> Path:
 def keep(run: Path, results: Results) -> None:
     """Adds results to ``run/evaluation/results.json``; one of the same task and variant is replaced.
 
-    Results of the same task on other terms (other numbers of videos) go: side by side they would mislead.
+    Results of the same task on other terms (other videos, or numbers of them) go: side by side they would mislead.
     """
+
+    def terms_of(result: Result) -> tuple[Any, ...]:
+        return result.get("train_videos"), result.get("videos"), result.get("judged_on")
+
     path = run / "evaluation" / "results.json"
     kept: Results = {}
     if path.exists():
@@ -285,11 +311,7 @@ def keep(run: Path, results: Results) -> None:
         except json.JSONDecodeError:
             warn(f"{path} is damaged and is written afresh")
     for task, variants in results.items():
-        terms = {(result.get("train_videos"), result.get("videos")) for result in variants.values()}
-        alike = {
-            name: result
-            for name, result in kept.get(task, {}).items()
-            if (result.get("train_videos"), result.get("videos")) in terms
-        }
+        terms = {terms_of(result) for result in variants.values()}
+        alike = {name: result for name, result in kept.get(task, {}).items() if terms_of(result) in terms}
         kept[task] = {**alike, **variants}
     write_json(path, kept)

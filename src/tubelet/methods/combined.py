@@ -1,4 +1,4 @@
-"""Several learners on one backbone and one pass over the data: what is minimised is the weighted sum of their losses."""
+"""Several learners on one backbone and one pass over the data: the weighted sum of their losses is minimised."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class Combined(Learner):
     """Trains one backbone by several learners at once: L = sum of w_i L_i over its parts.
 
     Each part is given the views and the frames that it would be given alone, and draws from the same keys, so that its
-    loss and its gradient are those of a run of its own. Masked together with contrastive learning is CMAE-V's idea (Lu,
-    Jin, Huang, Hou, Cheng, Feng 2023, https://arxiv.org/abs/2301.06018), whose two branches are here any two learners.
+    loss and its gradient are those of a run of its own. What one part freezes of the backbone is frozen for all. Masked
+    and contrastive learning together is CMAE-V's idea (Lu, Jin, Huang, Hou, Cheng, Feng 2023,
+    https://arxiv.org/abs/2301.06018), whose two branches are here any two learners.
 
     Now and then it measures whether the parts agree: the cosine between their gradients on the backbone, which is
     negative where they conflict (Yu et al.: Gradient surgery for multi-task learning, NeurIPS 2020, definition 1,
@@ -56,7 +57,13 @@ class Combined(Learner):
             raise TubeletError(f"learner.cosine_steps must be 0 (never) or more, not {cosine_steps}")
         self.backbone = backbone
         self.weights = {label: _weight(label, options) for label, options in parts.items()}
-        self.parts = nn.ModuleDict({label: _part(label, parts[label], backbone, videos) for label in parts})
+        learners = {label: _part(label, options, backbone, videos) for label, options in parts.items()}
+        trained = {id(p) for part in learners.values() for _, p in part.parameters_of("main")}
+        for part in learners.values():  # each knows the backbone; it is saved, moved and trained once, as the whole's
+            del part.backbone
+            part.__dict__["backbone"] = backbone
+        self.parts = nn.ModuleDict(learners)
+        self.trained = {name for name, parameter in self.named_parameters() if id(parameter) in trained}
         self.modalities = tuple(dict.fromkeys(kind for part in self._parts() for kind in part.modalities))
         self.views = max(part.views for part in self._parts())
         self.density = math.lcm(*(part.density for part in self._parts()))
@@ -67,6 +74,10 @@ class Combined(Learner):
 
     def _parts(self) -> Iterator[Learner]:
         return iter(cast("dict[str, Learner]", self.parts).values())
+
+    def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        """What any of the parts trains."""
+        return [(name, parameter) for name, parameter in super().parameters_of(phase) if name in self.trained]
 
     def _view_times(self) -> str | None:
         """What the parts of several views agree on."""
@@ -146,7 +157,7 @@ def _weight(label: str, options: dict[str, Any]) -> float:
 
 
 def _part(label: str, options: dict[str, Any], backbone: Backbone, videos: int) -> Learner:
-    """The learner of a label, on a backbone that is not its own."""
+    """The learner of a label."""
     if hasattr(nn.ModuleDict, label) or "." in label or not label:
         raise TubeletError(f"learner.parts cannot have the label {label!r}: choose another, and write name beside it")
     options = {key: value for key, value in options.items() if key != "weight"}
@@ -167,6 +178,4 @@ def _part(label: str, options: dict[str, Any], backbone: Backbone, videos: int) 
             f"learner.parts.{label}: {name} learns in phases ({', '.join(part.phases)}), and parts share one step: it "
             "can only be trained alone"
         )
-    del part.backbone
-    part.__dict__["backbone"] = backbone  # known to the part, and saved, moved and trained once: as the whole's
     return part

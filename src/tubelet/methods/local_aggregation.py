@@ -23,8 +23,8 @@ class LocalAggregation(Learner):
     """Local aggregation of the embeddings of videos (Zhuang et al.: LA, ICCV 2019; VIE, CVPR 2020).
 
     Source: Zhuang, Zhai, Yamins 2019, Local aggregation for unsupervised learning of visual embeddings,
-    https://arxiv.org/abs/1903.12355; on video Zhuang, She, Andonian, Mark, Yamins 2020, Unsupervised learning from video
-    with deep neural embeddings, https://arxiv.org/abs/1905.11954
+    https://arxiv.org/abs/1903.12355; on video Zhuang, She, Andonian, Mark, Yamins 2020, Unsupervised learning from
+    video with deep neural embeddings, https://arxiv.org/abs/1905.11954
 
     A memory bank has a slow average of each video's embedding v. B, its background neighbours, are the nearest of the
     bank; C, its close ones, are those that share its cluster in any of several k-means of the bank, made anew every
@@ -97,7 +97,7 @@ class LocalAggregation(Learner):
         return Output(loss, {"close": both.sum(dim=1).float().mean()})
 
     def close(self, ids: Tensor) -> Tensor:
-        """B N bool: the videos that share a cluster with each, itself among them; before there are any, itself alone."""
+        """B N bool: who shares a cluster with each video, itself included; before there are clusters, itself alone."""
         if not self.aggregating:
             return ids[:, None] == torch.arange(len(self.bank.values), device=ids.device)
         close = torch.zeros(len(ids), len(self.bank.values), dtype=torch.bool, device=ids.device)

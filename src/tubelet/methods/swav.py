@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.cluster import sinkhorn
-from tubelet.nn.heads import Projector
+from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.memory import Queue
 from tubelet.nn.views import augmented
 from tubelet.registry import register
@@ -21,8 +21,8 @@ from tubelet.types import Batch, Output, TubeletError
 class SwAV(Learner):
     """Swapped prediction of the cluster codes of two views (Caron et al.: SwAV, NeurIPS 2020).
 
-    Source: Caron, Misra, Mairal, Goyal, Bojanowski, Joulin 2020, Unsupervised learning of visual features by contrasting
-    cluster assignments, https://arxiv.org/abs/2006.09882
+    Source: Caron, Misra, Mairal, Goyal, Bojanowski, Joulin 2020, Unsupervised learning of visual features by
+    contrasting cluster assignments, https://arxiv.org/abs/2006.09882
 
     Each view is compared with K prototypes. Its code is its share in each, such that all are used equally in a batch
     (section 3.1, Sinkhorn); the loss is the cross-entropy of each view's softmax and the other's code (equation 2). On
@@ -76,6 +76,9 @@ class SwAV(Learner):
         self.queue = Queue(queue, first=dim, second=dim) if queue else None
         self.frozen = self.queueing = False
 
+    def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in super().parameters_of(phase) if name != UNSEEN]
+
     def forward(self, batch: Batch, phase: str) -> Output:
         prototypes = self.prototypes
         if self.frozen:  # a gradient of zero, not none: processes that train together wait for one of every weight
@@ -84,7 +87,8 @@ class SwAV(Learner):
         scores = [one @ prototypes.T for one in features]  # V x B K
         codes = [self.code(one, column) for one, column in zip(scores, ("first", "second"), strict=True)]  # V x B K
         guesses = [F.log_softmax(one / self.temperature, dim=1) for one in scores]  # V x B K
-        loss = -sum((code * guess).sum(dim=1).mean() for code, guess in zip(codes, reversed(guesses), strict=True)) / 2
+        right = torch.stack([code * guess for code, guess in zip(codes, reversed(guesses), strict=True)])  # V B K
+        loss = -right.sum(dim=2).mean()
         if self.queueing and self.queue is not None:
             self.queue.remember(first=features[0], second=features[1])
         agree = codes[0].argmax(dim=1) == codes[1].argmax(dim=1)  # B

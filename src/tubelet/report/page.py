@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tubelet import registry
 from tubelet.checkpoint import write_atomically
 from tubelet.log import read_metrics
 from tubelet.report import figures
 from tubelet.report.gather import ReportData, gather
-from tubelet.tasks.protocol import counted
+from tubelet.tasks.protocol import counted, in_words, main_number, numbers
 from tubelet.train.verdict import verdict
 from tubelet.types import TubeletError
 
@@ -46,6 +47,17 @@ class Line(NamedTuple):
     seeds: str
 
 
+class Judgement(NamedTuple):
+    """What a task that is not about classes says of the encoders, ready to print; shares are in per cent."""
+
+    task: str
+    numbers: list[str]
+    lines: list[list[str]]
+    """Encoder, each number, the interval of the first one, videos."""
+    pictures: list[tuple[str, bytes]]
+    """Encoder and a PNG."""
+
+
 class Trouble(NamedTuple):
     """Something that was wrong with the run while it trained."""
 
@@ -68,14 +80,16 @@ def write_report(run: Path, data: ReportData | None = None) -> Path:
         raise TubeletError(f"{run} does not exist; give the folder of a run, such as runs/NAME")
     about, provenance = _json(run / "backbone.json"), _json(run / "provenance.json")
     results, metrics = read_results(run), read_metrics(run / "metrics.jsonl")
+    others = read_others(run)
     learner = about.get("learner", {}).get("name", "")
     chance = _chance(results)
     context = {
         "name": run.resolve().name,
         "command_name": shlex.quote(str(run)),
-        "summary": summarise(results, about, provenance, chance),
+        "summary": " ".join([summarise(results, about, provenance, chance), *told(others, learner)]),
         "lines": table(results, learner),
-        "judged": judged(results),
+        "judgements": [judgement(run, task, variants, learner) for task, variants in others.items()],
+        "judged": judged(results | others),
         "chance": _percent(chance) if chance is not None else "",
         "bars": _figure(figures.bars, results, chance) if results else "",
         "curves": curves(metrics, chance),
@@ -117,6 +131,41 @@ def read_results(run: Path) -> Results:
     if "finetune" in results and "scratch" in results:
         results["finetune"] = results.pop("scratch") | results["finetune"]
     return results
+
+
+def read_others(run: Path) -> Results:
+    """The results of tasks that are not about classes."""
+    found = _json(run / "evaluation" / "results.json")
+    return {
+        task: variants for task, variants in found.items()
+        if isinstance(variants, dict) and variants and all("numbers" in result for result in variants.values())
+    }  # fmt: skip
+
+
+def judgement(run: Path, task: str, variants: dict[str, dict[str, Any]], learner: str) -> Judgement:
+    """A table of a task's own numbers, and the pictures that it left."""
+    ordered = sorted(variants.items(), key=lambda item: not is_trained(item[0], learner))
+    lines, pictures = [], []
+    for variant, result in ordered:
+        low, high = result["interval"]
+        shares = [_percent(result[name]) for name in numbers(result)]
+        lines.append([variant, *shares, f"{_percent(low)} – {_percent(high)}", counted(result)])
+        for name in result.get("pictures", []):
+            folders = [run / "evaluation" / f"{task}-{variant}{seed}" for seed in ("", "-seed0")]
+            files = [folder / name for folder in folders if (folder / name).is_file()]
+            pictures += [(variant, files[0].read_bytes())] if files else []
+    return Judgement(task, [in_words(name) for name in numbers(ordered[0][1])], lines, pictures)
+
+
+def told(others: Results, learner: str) -> list[str]:
+    """A sentence on each task that is not about classes: the main number of every encoder, the run's own first."""
+    sentences = []
+    for task, variants in others.items():
+        ordered = sorted(variants.items(), key=lambda item: not is_trained(item[0], learner))
+        name = in_words(numbers(ordered[0][1])[0])
+        shares = [f"{_percent(main_number(result))} % for {variant}" for variant, result in ordered]
+        sentences.append(f"{task.capitalize()}: {name} is {', '.join(shares)}.")
+    return sentences
 
 
 def is_trained(variant: str, learner: str) -> bool:
@@ -192,6 +241,7 @@ def curves(metrics: list[dict[str, Any]], chance: float | None) -> list[Markup]:
     """Loss, learning rate and accuracy of the probes over the steps, as far as they were logged."""
 
     probes = sorted({key for line in metrics for key in line if key.endswith("/top1")})
+    others = main_numbers(metrics)
     made = []
     if any("loss" in line for line in metrics):
         losses = {"loss": _pick(metrics, "loss")}
@@ -200,10 +250,24 @@ def curves(metrics: list[dict[str, Any]], chance: float | None) -> list[Markup]:
         lines = {key.removesuffix("/top1"): _pick(metrics, key) for key in probes}
         level = None if chance is None else ("chance", chance)
         made.append(_figure(figures.curve, "Probe", lines, "accuracy during training (%)", percent=True, level=level))
+    for task, key in others.items():
+        name = in_words(key.partition("/")[2])
+        lines = {name: _pick(metrics, key)}
+        made.append(_figure(figures.curve, f"Probe {task}", lines, f"{name} of {task} (%)", percent=True))
     if any("lr" in line for line in metrics):
         rates = {"learning rate": _pick(metrics, "lr")}
         made.append(_figure(figures.curve, "Learning rate", rates, "learning rate (1 / step)"))
     return made
+
+
+def main_numbers(metrics: list[dict[str, Any]]) -> dict[str, str]:
+    """Task -> what its main number is logged as, which is the first of its numbers; of those not about classes."""
+    found: dict[str, str] = {}
+    for key in (key for line in metrics for key in line):
+        task, _, number = key.partition("/")
+        if number and task in registry.names("tasks"):
+            found.setdefault(task, key)
+    return {task: key for task, key in found.items() if not key.endswith("/top1")}
 
 
 def health_curves(metrics: list[dict[str, Any]]) -> list[tuple[Markup, str]]:

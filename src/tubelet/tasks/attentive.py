@@ -15,7 +15,7 @@ from tubelet import dist, draws
 from tubelet.learner import Backbone
 from tubelet.registry import register
 from tubelet.tasks.features import features
-from tubelet.tasks.protocol import Protocol, Result, conclude, folds, quality
+from tubelet.tasks.protocol import Protocol, Result, Task, conclude, folds, quality
 from tubelet.train.schedule import warmup_cosine
 from tubelet.types import TubeletError
 
@@ -66,7 +66,7 @@ class AttentiveHead(nn.Module):
 
 
 @register("attentive")
-class AttentiveProbe:
+class AttentiveProbe(Task):
     """Attentive probe on frozen tokens. Reads position and motion, which mean pooling hides.
 
     Learning rate and weight decay are chosen on a fifth of the training videos kept apart, then all of them are used,

@@ -14,13 +14,13 @@ from tubelet.data.listing import Manifest
 from tubelet.methods.supervised import Supervised
 from tubelet.registry import register
 from tubelet.tasks.features import say_unreadable, views
-from tubelet.tasks.protocol import Protocol, Result, conclude
+from tubelet.tasks.protocol import Protocol, Result, Task, conclude
 from tubelet.train.parallel import autocast
 from tubelet.types import TubeletError
 
 
 @register("classify")
-class Classify:
+class Classify(Task):
     """Classifies the protocol's test videos; judges the mean softmax over clips and crops. Nothing is trained.
 
     In a recipe it goes with the learner `supervised`, and ``train.best: classify/top1`` keeps the weights that do best.

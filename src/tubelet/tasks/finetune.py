@@ -22,14 +22,14 @@ from tubelet.methods.supervised import Supervised
 from tubelet.registry import register
 from tubelet.tasks.classify import score
 from tubelet.tasks.features import contents
-from tubelet.tasks.protocol import Protocol, Result, conclude, folds, labels_of, quality
+from tubelet.tasks.protocol import Protocol, Result, Task, conclude, folds, labels_of, quality
 from tubelet.train import schedule
 from tubelet.train.fit import fit
 from tubelet.types import TubeletError
 
 
 @register("finetune")
-class FineTune:
+class FineTune(Task):
     """Fine-tunes the whole network on the training labels; judges the mean softmax over test clips and crops.
 
     With several learning rates the best is chosen first: each is tried, at the same number of steps, on four fifths
@@ -67,6 +67,8 @@ class FineTune:
         test_crops: squares along the long side for testing; None = the protocol's.
         seed: of the head, the data order and the augmentation; None = the protocol's.
     """
+
+    one_frame = False
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch.nn import functional
 from tubelet.learner import Backbone
 from tubelet.registry import register
 from tubelet.tasks.features import features
-from tubelet.tasks.protocol import Protocol, Result, conclude
+from tubelet.tasks.protocol import Protocol, Result, Task, conclude
 from tubelet.types import TubeletError
 
 BLOCK = 2**24
@@ -20,7 +20,7 @@ BLOCK = 2**24
 
 
 @register("knn")
-class NearestNeighbours:
+class NearestNeighbours(Task):
     """Weighted vote of the nearest training videos by cosine, on mean-pooled frozen features.
 
     Source: Wu et al. 2018, https://arxiv.org/abs/1805.01978; k and temperature as in DINO.

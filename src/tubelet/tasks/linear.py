@@ -14,14 +14,14 @@ from torch.nn import functional
 from tubelet.learner import Backbone
 from tubelet.registry import register
 from tubelet.tasks.features import features
-from tubelet.tasks.protocol import Protocol, Result, conclude, folds
+from tubelet.tasks.protocol import Protocol, Result, Task, conclude, folds
 from tubelet.types import TubeletError
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 1e-5, 1e-6)
 
 
 @register("linear")
-class LinearProbe:
+class LinearProbe(Task):
     """Multinomial logistic regression with an L2 penalty on standardised features.
 
     The penalty is chosen on the training videos alone: on a fifth of them kept apart, or by five-fold

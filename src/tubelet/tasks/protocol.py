@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from typing import Protocol as Interface
 
 import numpy
 import torch
@@ -24,19 +25,60 @@ from tubelet import draws
 from tubelet.checkpoint import write_atomically
 from tubelet.data.division import few_labels, train_and_test
 from tubelet.data.listing import Manifest
-from tubelet.learner import Backbone
 from tubelet.log import say, warn
 from tubelet.metrics.classification import judge
 from tubelet.types import TubeletError
 
 Result = dict[str, Any]
-"""What a task answers, ready for JSON: what `judge` returns, and ``seconds``, ``missing``, ``train_videos`` ..."""
+"""What a task answers, ready for JSON: what `judge` returns, and ``seconds``, ``missing``, ``train_videos`` ...
+
+A task that is not about classes names its own ``numbers``, the main one first: shares, of which more is better. The
+95 % ``interval`` is the main one's, ``videos`` is how many were judged, and ``judged_on`` says where they are from, if
+not from the labelled videos of the manifest. ``pictures`` names files beside ``predictions.csv`` to be looked at.
+"""
+CLASSIFICATION = ("top1", "top5", "class_mean")
+"""The numbers of a result that names none."""
 
 
-class Task(Interface):
+class Task:
     """Judges a backbone. Options are the arguments of its constructor."""
 
-    def __call__(self, backbone: Backbone, protocol: Protocol, out: Path) -> Result: ...
+    one_frame: bool = True
+    """Whether the pixels of a clip's middle frame can be judged in place of an encoder's tokens, as a control."""
+
+    def data(self, terms: Terms) -> Any:
+        """What is judged on, as `__call__` takes it: labelled videos of two classes or more, unless a task says else.
+
+        Raises:
+            TubeletError: there is nothing that the task can be done on.
+        """
+        return terms.labelled
+
+    def __call__(self, backbone: Any, data: Any, out: Path, /) -> Result:
+        """Judges a `Backbone` (`classify`: a whole learner) on ``data``; files to be kept go into ``out``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of a comparison, from which each task takes the data that it needs."""
+
+    manifest: Callable[[], Manifest]
+    """Reads the whole listing; a task that has its videos from elsewhere does not ask."""
+    clip: dict[str, Any]
+    """``frames``, ``stride``, ``reference_fps``, ``size``."""
+    labels_per_class: int | None = None
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    """The other fields of `Protocol`."""
+
+    @cached_property
+    def labelled(self) -> Protocol:
+        """The labelled videos; the same for all tasks that ask."""
+        few = self.labels_per_class
+        return Protocol.from_manifest(
+            self.manifest(), self.clip, labels_per_class=few, seed=self.seed, **self.options
+        )
 
 
 @dataclass(frozen=True)
@@ -177,6 +219,20 @@ def conclude(
     if train_readable is not None:
         counts |= {"unreadable_train": int((~train_readable).sum()), "train_videos": int(train_readable.sum())}
     return {**result, **counts, **more, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def numbers(result: Result) -> tuple[str, ...]:
+    """The names of a result's numbers, the main one first."""
+    return tuple(result.get("numbers", CLASSIFICATION))
+
+
+def main_number(result: Result) -> float:
+    return result[numbers(result)[0]]
+
+
+def in_words(number: str) -> str:
+    """The name of a number, for people."""
+    return {"top1": "top-1", "j_and_f": "J&F", "j": "J", "f": "F"}.get(number, number.replace("_", " "))
 
 
 def counted(result: Result) -> str:
