@@ -9,7 +9,7 @@ from tubelet.data.synthetic import MOTIONS, Corpus, Scene, draw_scene, track
 from tubelet.data.synthetic_sound import RATE, _melody, add_sound, sound
 
 CORPUS = Corpus(clips=1100, test=0, seed=3, size=32, frames=16, fps=15)
-DONE = numpy.linspace(0, 1, 2000, endpoint=False)
+DONE = (numpy.arange(2000) + 0.5) / 2000
 
 
 def scenes(motion: str, count: int = 5) -> list[Scene]:
@@ -42,7 +42,7 @@ def test_a_motion_backwards_sounds_backwards(motion, other):
     scene = Scene(**{**vars(scenes(motion)[0]), "speed": 0.3})  # six whole beats
     forth, back = numpy.stack(melody(motion, scene)), numpy.stack(melody(other, scene))  # 2 S
     assert not numpy.allclose(forth, back)
-    assert forth[:, 1:] == pytest.approx(back[:, :0:-1], abs=0.02)
+    assert forth == pytest.approx(back[:, ::-1], abs=0.02)
 
 
 def test_what_is_not_seen_is_not_heard():
