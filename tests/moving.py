@@ -1,4 +1,8 @@
-"""Sixteen short videos of two classes, a ramp of brightness that goes left or right: enough to train on for real."""
+"""Sixteen short videos of two classes, a ramp of brightness that goes left or right: enough to train on for real.
+
+A tone falls where the ramp goes left and rises where it goes right, and a caption says so; a few videos are silent, and
+a few have no caption.
+"""
 
 from pathlib import Path
 
@@ -6,6 +10,7 @@ import av
 import numpy as np
 
 from tubelet.data.listing import Manifest, Video, write_manifest
+from tubelet.data.synthetic_sound import RATE, add_sound
 
 CLIP = {"frames": 4, "stride": 1, "reference_fps": 8.0, "size": 16}
 
@@ -22,6 +27,13 @@ def write_clip(path: Path, frames: np.ndarray, fps: int = 8) -> Path:
     return path
 
 
+def tone(rising: bool, index: int, seconds: float = 1.0) -> np.ndarray:
+    """A sine that goes through an octave, at a pitch of its own: S at `RATE`."""
+    done = np.arange(round(seconds * RATE)) / (seconds * RATE)
+    pitch = (200 + 20 * index) * 2 ** (done if rising else 1 - done)
+    return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE)).astype(np.float32)
+
+
 def write_corpus(folder: Path, train: int = 12, test: int = 4) -> Path:
     """The videos and their manifest; returns the manifest's path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +43,10 @@ def write_corpus(folder: Path, train: int = 12, test: int = 4) -> Path:
         shifts = np.arange(8) * (1 if index % 2 else -1) * 3 + index
         frames = np.stack([np.roll(ramp, shift, axis=1) for shift in shifts])
         path = write_clip(folder / f"{index:02d}.mp4", np.repeat(frames[..., None], 3, axis=3).astype(np.uint8))
-        split = "train" if index < train else "test"
-        videos.append(Video(path.resolve(), label=("left", "right")[index % 2], group=str(index), split=split))
+        if index % 6 != 5:
+            add_sound(path, tone(bool(index % 2), index))
+        split, label = "train" if index < train else "test", ("left", "right")[index % 2]
+        said = "" if index % 6 == 4 else f"light goes {label}|number {index} goes {label}"
+        videos.append(Video(path.resolve(), label=label, group=str(index), split=split, extra={"caption": said}))
     write_manifest(folder / "clips.csv", Manifest(videos))
     return folder / "clips.csv"

@@ -34,7 +34,7 @@ class Squares(NamedTuple):
 
 def moving_squares(
     count: int, seed: int, frames: int = 8, size: int = 32, side: float = 10.0, speed: tuple[float, float] = (1.5, 2.5),
-    views: int = 1, noise: float = 0.02, colour: Tensor | None = None,
+    views: int = 1, noise: float = 0.02, colour: Tensor | None = None, direction: Tensor | None = None,
 ) -> Squares:  # fmt: skip
     """Squares that cross the middle of their clip half-way through; nothing but their motion tells the direction.
 
@@ -42,10 +42,11 @@ def moving_squares(
 
     Args:
         colour: of each square, B 3; drawn where not given.
+        direction: of each, B; likewise.
     """
     keys = torch.tensor([draws.key(seed, index) for index in range(count)])
     drawn = draws.uniform(keys, 7, "squares")
-    direction = (drawn[:, 0] * 4).long()  # B
+    direction = (drawn[:, 0] * 4).long() if direction is None else direction  # B
     pixels = speed[0] + (speed[1] - speed[0]) * drawn[:, 1]  # B
     colour = 0.4 + 0.6 * drawn[:, 2:5] if colour is None else colour
     middle = size / 2 + (drawn[:, 5:7] - 0.5) * size / 4  # B 2
@@ -80,14 +81,17 @@ def tiny_backbone(seed: int = 0, **changes) -> Backbone:
 
 
 def learn(
-    learner: Learner, batches: Callable[[int], Batch], steps: int, lr: float = 1e-3, passed: Batch | None = None
-) -> list[dict[str, float]]:
+    learner: Learner, batches: Callable[[int], Batch], steps: int, lr: float = 1e-3, passed: Batch | None = None,
+    epoch: int | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
     """Trains as the loop does, with its steps and hooks; returns each step's loss and metrics.
 
     Args:
         batches: the batch of a step.
         passed: what `now.ordered()` goes through, in one piece.
+        epoch: steps of an epoch; None = all are one.
     """
+    epoch = steps if epoch is None else epoch
     torch.manual_seed(0)
     optimisers = {
         phase: torch.optim.AdamW([p for _, p in learner.parameters_of(phase)], lr=lr, weight_decay=0.01)
@@ -101,14 +105,14 @@ def learn(
     told = []
     learner.train()
     for step in range(steps):
-        learner.before_step(Now(step, 0, step == 0, step / steps, ordered))
+        learner.before_step(Now(step, step // epoch, step % epoch == 0, step / steps, ordered))
         batch = batches(step)
         found = {}
         for phase, optimiser in optimisers.items():
             stepped = take_step(learner, learner, phase, optimiser, batch, 1, 1.0, "float32")
             assert stepped.flaw is None
             found |= {"loss" if len(learner.phases) == 1 else f"loss {phase}": stepped.loss, **stepped.metrics}
-        learner.after_step(Now(step + 1, 0, False, (step + 1) / steps, ordered))
+        learner.after_step(Now(step + 1, step // epoch, step % epoch == 0, (step + 1) / steps, ordered))
         told.append(found)
     learner.eval()
     return told

@@ -183,3 +183,76 @@ def test_without_the_task_there_is_no_best():
     words = ["--data.manifest", "clips.csv", "--backbone.init", "none", "--backbone.name", "vit"]
     assert recipe.load("finetune", words).train["best"] == "classify/top1"
     assert recipe.load("finetune", [*words, "--evaluate.classify", "none"]).train["best"] is None
+
+
+@pytest.fixture
+def combined(tmp_path) -> Path:
+    path = make_recipe(tmp_path / "mine.yaml", tmp_path / "clips.csv", "combined")
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    written["learner"]["parts"] = {"videomae": {"ratio": 0.5}, "second": {"name": "videomae", "weight": 0.25}}
+    path.write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def test_the_learners_that_a_learner_is_made_of_have_options_of_their_own(combined, tmp_path):
+    resolved = recipe.load(combined, ["--learner.parts.second.ratio", "0.75", "--learner.parts.videomae.weight=2"])
+    assert resolved.parts == {"videomae": "videomae", "second": "videomae"}
+    first, second = resolved.learner["parts"].values()
+    assert (first["name"], first["weight"], first["ratio"], first["mask"]) == ("videomae", 2.0, 0.5, "tube")
+    assert (second["name"], second["weight"], second["ratio"]) == ("videomae", 0.25, 0.75)
+    assert Recipe.from_yaml(resolved.to_yaml()) == resolved
+    (tmp_path / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
+    assert recipe.load(tmp_path) == resolved
+
+
+def test_parts_are_added_left_out_and_replaced(combined):
+    def parts(*words: str) -> dict:
+        return recipe.load(combined, words).learner["parts"]
+
+    assert list(parts("--learner.parts.second", "none")) == ["videomae"]
+    assert list(parts("--learner.parts.swav.weight", "0.5")) == ["videomae", "second", "swav"]
+    assert parts("--learner.parts.third.name", "swav")["third"]["prototypes"] == 1000
+    replaced = parts("--learner.parts", "{swav: {weight: 0.5}, videomae: }", "--learner.parts.swav.dim", "64")
+    assert (replaced["swav"]["weight"], replaced["swav"]["dim"]) == (0.5, 64) and replaced["videomae"]["ratio"] == 0.9
+    with pytest.raises(UsageError, match=r'needs --learner.parts "\{videomae: '):
+        recipe.load(combined, ["--learner.parts.second", "none", "--learner.parts.videomae", "none"]).needs()
+    assert recipe.load(combined, ["--learner.name", "videomae"]).parts == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learner.parts.videomae.ratoi", "1"], "did you mean --learner.parts.videomae.ratio?"),
+        (["--learner.parts.vidomae.ratio", "1"], "no method is called 'vidomae'; did you mean 'videomae'?"),
+        (["--learner.parts.videomae.mask", "tub"], "--learner.parts.videomae.mask cannot be 'tub': expected one of"),
+        (["--learner.parts.second.weight", "x"], "--learner.parts.second.weight cannot be 'x': expected a number"),
+        (["--learner.parts", "{videomae: {ratoi: 1}}"], "did you mean --learner.parts.videomae.ratio?"),
+        (["--learner.parts", "{videomae: 1}"], "--learner.parts.videomae must be a mapping of options, not 1"),
+        (["--learner.parts", "videomae"], "--learner.parts cannot be 'videomae': expected learners with their weights"),
+        (["--learner.parts", "{a"], "--learner.parts cannot be '{a': expected learners with their weights"),
+        (["--learner.parts", "{a b: {name: swav}}"], "--learner.parts cannot have the label 'a b'"),
+        (["--learner.parts.combined.weight", "1"], "learner.parts.combined is itself made of parts"),
+        (["--learner.parts.swav.videos", "9"], "unknown option --learner.parts.swav.videos"),
+        (["--learner.name", "videomae", "--learner.parts.swav.dim", "9"], "unknown option --learner.parts.swav.dim"),
+    ],
+)
+def test_mistakes_in_parts_are_named_like_any_other(combined, words, message):
+    with pytest.raises(UsageError) as caught:
+        recipe.load(combined, words)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ("{videomae: {ratoi: 1}}", "bad.yaml: unknown key learner.parts.videomae.ratoi; did you mean"),
+        ("{videomea: {}}", "no method is called 'videomea'; did you mean 'videomae'?"),
+        ("[videomae]", "bad.yaml: learner.parts cannot be ['videomae']: expected learners with their weights"),
+        ("{videomae: 2}", "bad.yaml: learner.parts.videomae must be a mapping of options, not 2"),
+    ],
+)
+def test_mistakes_in_written_parts_too(tmp_path, parts, message):
+    (tmp_path / "bad.yaml").write_text(f"learner: {{name: combined, parts: {parts}}}{VIT}", encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        recipe.load(tmp_path / "bad.yaml")
+    assert message in str(caught.value) and "\n" not in str(caught.value)

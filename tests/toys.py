@@ -108,14 +108,17 @@ def poison(learner: Learner, keys: list[int], where: str = "loss") -> None:
     """Makes the loss of batches that hold one of these samples, or its gradient alone, not a number.
 
     As a damaged video or a division by zero would, on the process that has the sample.
+
+    Args:
+        where: "loss", "gradient", or the one of several phases whose loss alone it is.
     """
     bad, healthy = torch.tensor(keys), learner.forward
 
     def forward(batch: Batch, phase: str) -> Output:
         output = healthy(batch, phase)
-        if output.loss is None or not torch.isin(batch["key"], bad).any():
+        if output.loss is None or not torch.isin(batch["key"], bad).any() or where in set(learner.phases) - {phase}:
             return output
-        if where == "loss":
+        if where != "gradient":
             return output._replace(loss=output.loss * math.nan)
         output.loss.register_hook(lambda gradient: gradient * math.inf)
         return output

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tubelet import registry
-from tubelet.learner import Backbone
+from tubelet.learner import Backbone, Learner
 from tubelet.types import TubeletError
 
 
@@ -141,6 +141,26 @@ def load_backbone(path: str | Path) -> Backbone:
     backbone: Backbone = registry.build("backbones", config.pop("name"), **config)
     load_weights(backbone, weights)
     return backbone.eval()
+
+
+def load_learner(run: Path) -> Learner:
+    """The whole trained learner of a run, decoder or head included, in evaluation mode.
+
+    Raises:
+        TubeletError: ``run`` is not the folder of a run, or its weights do not fit.
+    """
+    about = read_about(run)
+    backbone, options = dict(about["backbone"]), dict(about.get("learner", {}))
+    if "name" not in options or not (Path(run) / "learner.safetensors").exists():
+        raise TubeletError(f"{run} has an encoder alone, without the learner that trained it")
+    if "classes" in about:
+        options["classes"] = len(about["classes"])
+    if "videos" in about:
+        options["videos"] = about["videos"]
+    built = registry.build("backbones", backbone.pop("name"), **backbone)
+    learner: Learner = registry.build("methods", options.pop("name"), backbone=built, **options)
+    load_weights(learner, Path(run) / "learner.safetensors")
+    return learner.eval()
 
 
 def load_weights(module: nn.Module, weights: Path) -> None:

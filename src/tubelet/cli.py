@@ -82,10 +82,16 @@ def _complain(text: str, code: int) -> int:
 
 def _recipe_help(args: Namespace | None) -> str:
     """Every option of a recipe, with the values that it would have."""
-    from tubelet import recipe
+    from tubelet import chain, recipe
 
+    if args is not None and getattr(args, "recipe", None) and (path := chain.find(args.recipe)):
+        links = [link.name for link in chain.load(path, args.dotted).links]
+        return (
+            f"\n{args.recipe} is a chain of runs: {', '.join(links)}. Options such as --train.length are of all of\n"
+            f"them, --{links[0]}.train.length of one; `tubelet show {args.recipe}` has their values."
+        )
     if args is None or not getattr(args, "recipe", None):
-        learner, backbone, tasks, values = "videomae", "vit", ["knn"], {}
+        learner, backbone, tasks, parts, values = "videomae", "vit", ["knn"], {}, {}
         word = "default"
         head = (
             f"\nPackaged recipes: {', '.join(name for name in recipe.packaged() if '/' not in name)}, and those that "
@@ -94,12 +100,13 @@ def _recipe_help(args: Namespace | None) -> str:
     else:
         chosen = recipe.load(args.recipe, args.dotted)
         learner, backbone, tasks = chosen.learner["name"], chosen.backbone["name"], list(chosen.evaluate)
+        parts = chosen.parts
         values = dict(recipe.flat(chosen.as_dict()))
         head = f"\nThe options of {args.recipe}, with their values there:\n"
         word = "now"
     rows = [
         (key, option, values.get(key, option.default))
-        for key, option in recipe.options(learner, backbone, tasks).items()
+        for key, option in recipe.options(learner, backbone, tasks, parts).items()
     ]
     return head + option_rows(rows, word)
 
@@ -122,32 +129,27 @@ def train(args: Namespace, dotted: list[str]) -> None:
 
 
 def _train(args: Namespace, dotted: list[str]) -> None:
-    from tubelet import recipe
+    from tubelet import chain, recipe
 
-    chosen = recipe.load(args.recipe, dotted)
-    chosen.needs()
-    paths = ("data", "manifest"), ("data", "root"), ("backbone", "init"), ("learner", "init"), ("learner", "teacher")
-    for section, key in paths:
-        options = getattr(chosen, section)  # a run is looked at from anywhere
-        if options.get(key) is not None:
-            options[key] = str(storage.resolved(storage.place(options[key])))
+    path = chain.find(args.recipe)
+    asked = chain.load(path, dotted) if path else recipe.load(args.recipe, dotted)
     made = Path(args.recipe)
-    out = args.out or (made if (made / "recipe.yaml").is_file() else Path("runs") / chosen.name)
+    is_begun = any((made / file).is_file() for file in ("recipe.yaml", chain.FILE))
+    out = args.out or (made if is_begun else Path("runs") / asked.name)
+    if isinstance(asked, chain.Chain):
+        asked.train(out)
+        chosen, last = asked.preview()[-1], out / asked.links[-1].folder
+    else:
+        chain.train(asked, out)
+        chosen, last = asked, out
     from tubelet import dist
-    from tubelet.apply.evaluate import judges
     from tubelet.log import say
-    from tubelet.train import run
 
-    asked = judges(
-        chosen.evaluate, storage.place(chosen.data["manifest"]), chosen.clip, out,
-        variant=chosen.learner["name"], root=chosen.data["root"], seed=chosen.seed, workers=chosen.train["workers"],
-    )  # fmt: skip
-    run.train(chosen, out, asked)
     dist.stop()
     judge = "predict {} video.mp4" if chosen.learner["name"] == "supervised" else "evaluate {} --baseline"
-    if (out / "best").exists():
-        say(f"{out} has the weights of the last step, {out / 'best'} those that were best by {chosen.train['best']}")
-    say(f"done: {out}; next: tubelet {judge.format(out)}, tubelet report {out}")
+    if (last / "best").exists():
+        say(f"{last} has the weights of the last step, {last / 'best'} those that were best by {chosen.train['best']}")
+    say(f"done: {out}; next: tubelet {judge.format(last)}, tubelet report {last}")
 
 
 @command(
@@ -157,15 +159,22 @@ def _train(args: Namespace, dotted: list[str]) -> None:
     dotted=Dotted("RECIPE [--section.option VALUE ...] [--no-build]", _recipe_help, ("--name", "--seed")),
 )  # fmt: skip
 def show(args: Namespace, dotted: list[str]) -> None:
-    """Print a recipe with every setting, the number of weights and the shapes of a batch. It reads back as a recipe."""
-    from tubelet import recipe
+    """Print a recipe with every setting, the number of weights and the shapes of a batch. It reads back as a recipe.
 
-    chosen = recipe.load(args.recipe, dotted)
-    print(chosen.to_yaml(), end="")
-    if not args.no_build:
-        from tubelet.apply.shapes import shapes
+    Of a chain each run is printed, one after the other.
+    """
+    from tubelet import chain, recipe
 
-        print("\n".join(f"# {line}" for line in shapes(chosen)))
+    path = chain.find(args.recipe)
+    runs = chain.load(path, dotted).preview() if path else [recipe.load(args.recipe, dotted)]
+    for place, chosen in enumerate(runs):
+        print("---\n" * (place > 0) + chosen.to_yaml(), end="")
+        if not args.no_build:
+            from tubelet.apply.shapes import shapes
+
+            waits = chain.references({**chosen.learner, "init": None}).values()
+            told = [f"its size is known when {', '.join(waits)} is there"] if waits else shapes(chosen)
+            print("\n".join(f"# {line}" for line in told))
 
 
 @command("list", "tubelet list")
@@ -440,6 +449,34 @@ def ablate(args: Namespace, dotted: list[str]) -> None:
 
     options = {key: value for key, value in vars(args).items() if key not in ("table", "recipe")}
     return run_table(args.table, args.recipe, dotted, **options)
+
+
+@command(
+    "compare", "tubelet compare --data.manifest clips.csv --learners videomae moco_v3 --out runs/compare",
+    argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="default: runs/compare"),
+    argument("--learners", nargs="+", metavar="NAME", default=[],
+             help="recipes in `tiny` (default: all whose modalities the videos have)"),
+    argument("--clips", type=whole, default=16000, metavar="N",
+             help="that each encodes while it trains, every view counted (default: 16000)"),
+    argument("--seeds", nargs="+", type=whole, default=[0, 1, 2], metavar="N", help="of the runs (default: 0 1 2)"),
+    argument("--tasks", nargs="+", metavar="TASK", default=["knn", "linear", "attentive", "finetune", "retrieval"],
+             help="judges (default: knn linear attentive finetune retrieval)"),
+    argument("--labels-per-class", type=whole, metavar="N", help="learn from that many videos of each class"),
+    argument("--only", nargs="+", metavar="ROW", default=[], help="run these rows alone"),
+    argument("--dry-run", action="store_true", help="only say what there is to run"),
+    argument("--report", action="store_true", help="run nothing, write what there is"),
+    dotted=Dotted("[options] [--section.option VALUE ...] [--task.option VALUE ...]", _ablate_help,
+                  ("--name", "--seed")),
+)  # fmt: skip
+def compare(args: Namespace, dotted: list[str]) -> None:
+    """Train methods with one backbone, corpus and budget, and judge all of them alike: one table, one figure.
+
+    Runs that are there already are used; the same command again goes on where it stopped, and several such commands
+    share the work.
+    """
+    from tubelet.ablate.compare import compare as run_comparison
+
+    run_comparison(dotted, **vars(args))
 
 
 @command("demo", "tubelet demo --out runs/demo",

@@ -15,6 +15,7 @@ from tubelet.command import (
     choices,
     chosen,
     command,
+    flag,
     number,
     printed,
     rate,
@@ -206,6 +207,35 @@ def data_pack(args: Namespace, _: list[str]) -> None:
 
 
 @command(
+    "data flow", "tubelet data flow clips.csv --out flow/",
+    argument("manifest", metavar="MANIFEST", help="the videos: a manifest or a `path label` list"),
+    argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write"),
+    signature("tubelet.data.flow", "Flow"),
+    argument("--workers", type=whole, help="processes (default: one per core)"),
+    argument("--limit-s", type=number, default=600.0, metavar="S",
+             help="give a video up after so many seconds (default: 600), beyond what its size explains"),
+    ROOT,
+)  # fmt: skip
+def data_flow(args: Namespace, _: list[str]) -> None:
+    """Compute the optical flow of videos once, as films that are read beside them or instead of them.
+
+    Writes a film for each video, and a manifest that names them. The same command again goes on where it was stopped.
+    """
+    from tubelet.data.flow import Flow, make_films
+    from tubelet.data.listing import read_manifest
+    from tubelet.log import say, table, warn
+
+    manifest = read_manifest(args.manifest, root=args.root)
+    filmed = make_films(manifest, args.out, Flow(**signed(args)), args.workers, args.limit_s)
+    for path, reason in filmed.left_out[:5]:
+        warn(f"{path} is left out: {reason}")
+    if filmed.left_out:
+        warn(f"{len(filmed.left_out):,} videos are left out and listed in {args.out / 'unreadable.csv'}")
+    printed(table(str(args.out), ["", ""], [list(row) for row in filmed.summary()]))
+    say(f"wrote {filmed.manifest}; next: tubelet train tiny --data.manifest {filmed.manifest} --data.flow instead")
+
+
+@command(
     "data join", "tubelet data join k400.csv ssv2.csv -o mix.csv",
     argument("manifests", nargs="+", type=storage.place, metavar="MANIFEST", help="manifests, each a corpus"),
     argument("-o", "--out", type=Path, required=True, help="manifest to write"),
@@ -232,6 +262,7 @@ def data_join(args: Namespace, _: list[str]) -> None:
 @command(
     "data synth", "tubelet data synth corpus/ --clips 2000",
     argument("out", type=Path, help="folder to write"),
+    flag("--sound", "sound", "the files have a track of sound that tells the motion"),
     signature("tubelet.data.synthetic", "make_corpus"),
     signature("tubelet.data.synthetic", "Corpus"),
 )  # fmt: skip

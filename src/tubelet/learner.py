@@ -94,9 +94,14 @@ class Learner(nn.Module):
     """How the times of a sample's views must lie to each other, as in `data.view_times`; None = in any way."""
     compares_clips: bool = False
     """The loss compares the clips of one forward pass with each other, so that smaller passes change it."""
+    audio_rate: int = 0
+    """Samples a second that the learner's ears are made for, where it has any; checked against `data.audio_rate`."""
     needs_labels: bool = False
     phases: tuple[str, ...] = ("main",)
-    """One optimiser each, stepped in this order."""
+    """One optimiser each, stepped in this order, by all or by none; a phase sees what those before it have changed.
+
+    While one is trained, what the others train is frozen. All have the recipe's rates and decay.
+    """
     backbone: Backbone
 
     def forward(self, batch: Batch, phase: str) -> Output:
@@ -125,8 +130,10 @@ class Learner(nn.Module):
         """Takes the weights that another learner of this class has besides its backbone: a decoder, a head.
 
         Raises:
-            TubeletError: a part is missing or of another shape.
+            TubeletError: it is of another class, or a part is missing or of another shape.
         """
+        if type(source) is not type(self):
+            raise TubeletError(f"it is a {type(source).__name__}, and the recipe has a {type(self).__name__}")
         own, theirs = (
             {name: tensor for name, tensor in learner.state_dict().items() if not name.startswith("backbone.")}
             for learner in (self, source)
@@ -143,5 +150,6 @@ class Learner(nn.Module):
     def after_step(self, now: Now) -> None:
         """Called after each step of all phases: move a teacher, fill a queue, clamp a temperature.
 
-        It is not called where a phase was skipped since its loss or gradient was not finite.
+        It is not called where the step was skipped since a loss or gradient was not finite: then the phases before that
+        one are as they were, too.
         """

@@ -28,9 +28,14 @@ from tubelet.types import TubeletError
 FOLDER = Path(__file__).parent / "recipes"
 MISSING = "???"
 """What a recipe writes where its user must give a value."""
+CHAIN = "chain"
+"""The key of a recipe that is a chain of runs: see `tubelet.chain`."""
 SECTIONS = ("data", "backbone", "learner", "train", "evaluate")
 NOT_WRITTEN = {"data": {"seed", "segments"}, "learner": {"classes", "videos"}, "train": {"seed", "about"}}
 """Arguments that code fills in: from the recipe's one seed, from the manifest."""
+PARTS = "learner.parts"
+"""Where a learner is made of others: below it a label for each, with its name (the label unless given), its weight in
+the sum of losses, and its arguments."""
 
 
 class UsageError(TubeletError):
@@ -104,11 +109,12 @@ class Recipe:
     def clip(self) -> dict[str, Any]:
         """The shape of a clip, as tasks and backbone.json have it."""
         shape = {key: self.data[key] for key in ("frames", "stride", "reference_fps", "size")}
-        return shape | ({"segments": True} if self.data["sampling"] == "segments" else {})
+        shape |= {"segments": True} if self.data["sampling"] == "segments" else {}
+        return shape | ({"flow": "instead"} if self.data.get("flow") in ("instead", "exchanged") else {})
 
     def to_yaml(self) -> str:
         """All that there is to know to do the same again; `load` and `from_yaml` read it back exactly."""
-        return yaml.dump(self.as_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        return as_yaml(self.as_dict())
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "") -> Recipe:
@@ -123,6 +129,12 @@ class Recipe:
             raise TubeletError(f"{source or 'the recipe'} is not a resolved recipe: it has no {', '.join(missing)}")
         return cls(**{key: written[key] for key in needed}, source=source)
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """Label -> name of the learners that the learner is made of."""
+        parts = self.learner.get("parts")
+        return {label: part["name"] for label, part in parts.items()} if isinstance(parts, dict) else {}
+
     def missing(self) -> list[str]:
         """The options that still have to be given."""
         return [key for key, value in flat(self.as_dict()) if value == MISSING]
@@ -134,7 +146,15 @@ class Recipe:
             raise UsageError(f"{self.source or self.name} needs {options}")
 
 
-EXAMPLES = {"data.manifest": "clips.csv", "backbone.init": "runs/NAME", "learner.init": "runs/NAME"}
+EXAMPLES = {
+    "data.manifest": "clips.csv", "backbone.init": "runs/NAME", "learner.init": "runs/NAME",
+    PARTS: '"{videomae: {weight: 1.0}, swav: {weight: 0.5}}"',
+}  # fmt: skip
+
+
+def as_yaml(tree: dict[str, Any]) -> str:
+    """Sections in blocks, lists of values on one line."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def packaged() -> list[str]:
@@ -189,29 +209,69 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         TubeletError: ``backbone.init`` is not a run.
     """
     path = find(path_or_name)
-    known_as = path.relative_to(FOLDER).with_suffix("").as_posix() if path.is_relative_to(FOLDER) else None
-    source = known_as or str(path)
-    given = _read_overrides(overrides)
+    source = name_of(path)
+    written = read(path)
+    if CHAIN in written:
+        raise UsageError(f"{source} is a chain of runs, not one: `tubelet train` and `tubelet show` take it")
+    name = path.stem if source == str(path) else source.replace("/", "-")  # its run is one folder, not several
+    return resolve(written, read_overrides(overrides), name, source, str(path))
+
+
+def name_of(path: Path) -> str:
+    """How a recipe's file is called: by its packaged name, or its path."""
+    return path.relative_to(FOLDER).with_suffix("").as_posix() if path.is_relative_to(FOLDER) else str(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping that the file of a recipe holds.
+
+    Raises:
+        UsageError: it holds none.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return _mapping(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
         raise UsageError(f"{path} is no recipe: it is not text") from None
-    written = _sections(_mapping(text, str(path)), given, str(path))
-    run = _of_run(given.get("backbone.init", written["backbone"].get("init")))
+
+
+def resolve(
+    written: dict[str, Any],
+    given: dict[str, Any],
+    name: str,
+    source: str,
+    told_as: str,
+    inherited: dict[str, Any] | None = None,
+) -> Recipe:
+    """Gives every option of a recipe its value.
+
+    Args:
+        written: what the recipe says: section -> option -> value.
+        given: what overrides say, as `read_overrides` has it.
+        name: of the run, if it is given no other.
+        source: what it was read from, as messages on missing options say it.
+        told_as: likewise, as messages on what is not understood say it.
+        inherited: dotted options that come with the run to start from, where that run is yet to be made.
+
+    Raises:
+        UsageError, TubeletError: as `load`.
+    """
+    written = _sections(written, given, told_as)
+    init = given.get("backbone.init", written["backbone"].get("init"))
+    run = _of_run(init) if inherited is None else inherited
     chosen = {
         section: _choice(section, given.get(f"{section}.name"), written, run.get(f"{section}.name"))
         for section in ("backbone", "learner")
     }
-    known = options(chosen["learner"], chosen["backbone"], _tasks(written["evaluate"], given))
+    parts = _parts(written["learner"], given, told_as) if _has_parts(chosen["learner"]) else {}
+    known = options(chosen["learner"], chosen["backbone"], _tasks(written["evaluate"], given), parts)
     if chosen["backbone"] != run.get("backbone.name"):  # another architecture shares only the clip with that run
         run = {key: value for key, value in run.items() if key.startswith("data.")}
     values = {key: option.default for key, option in known.items()}
-    name = known_as.replace("/", "-") if known_as else path.stem  # its run is one folder, not folders in folders
     values |= {"name": name} | {key: value for key, value in run.items() if key in known}
     for key, value in flat(written):
         if key not in known:
-            raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")
-        values[key] = value if value == MISSING else known[key].read(value, f"{path}: {key}")
+            raise UsageError(f"{told_as}: unknown key {key}{nearest(key, known)}")
+        values[key] = value if value == MISSING else known[key].read(value, f"{told_as}: {key}")
     for key, value in given.items():
         if key not in known:
             raise UsageError(f"unknown option --{key}{nearest(key, known, '--')}")
@@ -247,7 +307,7 @@ def task_options(tasks: Sequence[str], overrides: Sequence[str]) -> dict[str, di
     for task in tasks:
         known |= arguments(*_place("tasks", task), task)
     asked: dict[str, dict[str, Any]] = {task: {} for task in tasks}
-    for key, value in _read_overrides(overrides).items():
+    for key, value in read_overrides(overrides).items():
         if key not in known:
             raise UsageError(f"unknown option --{key}{nearest(key, known, '--')}")
         task, _, name = key.partition(".")
@@ -255,8 +315,13 @@ def task_options(tasks: Sequence[str], overrides: Sequence[str]) -> dict[str, di
     return asked
 
 
-def options(learner: str, backbone: str, tasks: Iterable[str] = ()) -> dict[str, Option]:
+def options(
+    learner: str, backbone: str, tasks: Iterable[str] = (), parts: Mapping[str, str] | None = None
+) -> dict[str, Option]:
     """Every dotted option of a recipe with this learner, this backbone and these tasks, in the order of a recipe.
+
+    Args:
+        parts: label -> name of the learners that the learner is made of.
 
     Raises:
         UsageError: one of them is not registered.
@@ -279,6 +344,12 @@ def options(learner: str, backbone: str, tasks: Iterable[str] = ()) -> dict[str,
     known["learner.name"] = _named("methods", learner)
     known["learner.init"] = Option(str | None, None, "folder of a run whose decoder or head to start from, too")
     known |= arguments(*_place("methods", learner), "learner")
+    if parts:
+        del known[PARTS]
+    for label, name in (parts or {}).items():
+        known[f"{PARTS}.{label}.name"] = _named("methods", name)
+        known[f"{PARTS}.{label}.weight"] = Option(float, 1.0, "how much its loss counts")
+        known |= arguments(*_place("methods", name), f"{PARTS}.{label}")
     known |= arguments("tubelet.train.fit", "fit", "train")
     for task in tasks:
         known[f"evaluate.{task}.every"] = Option(str, "end", 'when: "10 epochs", "5 %" or "end"; "none" leaves it out')
@@ -295,7 +366,7 @@ def arguments(module: str, attribute: str, section: str = "") -> dict[str, Optio
     for parameter in parse(stand_in.__doc__ or "").params:
         text = " ".join((parameter.description or "").split()).removesuffix(".")
         helps |= {name.strip(): text for name in parameter.arg_name.split(",")}
-    left_out = NOT_WRITTEN.get(section, set())
+    left_out = NOT_WRITTEN.get(section.partition(".")[0], set())
     return {
         f"{section}.{name}" if section else name: Option(
             parameter.annotation,
@@ -331,9 +402,9 @@ def _close(word: str, known: Sequence[str], cutoff: float) -> str:
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), "")
 
 
-def _read_overrides(words: Sequence[str]) -> dict[str, str]:
+def read_overrides(words: Sequence[str]) -> dict[str, Any]:
     """``--a.b 3 --c.d=4`` -> ``{"a.b": "3", "c.d": "4"}``; the last of several wins."""
-    given: dict[str, str] = {}
+    given: dict[str, Any] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -392,6 +463,61 @@ def _tasks(evaluate: Mapping[str, Any], given: dict[str, str]) -> list[str]:
     ]:
         del given[key]
     return list(dict.fromkeys([*evaluate, *asked]))
+
+
+def _has_parts(learner: str) -> bool:
+    return "parts" in registry.schema(*_place("methods", learner)).__annotations__
+
+
+def _parts(learner: dict[str, Any], given: dict[str, Any], told_as: str) -> dict[str, str]:
+    """Label -> name of the learners that the recipe and the overrides name as parts of the learner.
+
+    ``--learner.parts "{...}"`` takes the place of all that the recipe has, and becomes one override a setting;
+    ``--learner.parts.LABEL none`` takes one out.
+    """
+    whole = given.pop(PARTS, None)
+    if whole is not None:
+        learner["parts"] = {}
+        for label, part in _as_parts(_from_text(whole), f"--{PARTS}").items():
+            given |= {f"{PARTS}.{label}.name": part.get("name", label)}
+            given |= {f"{PARTS}.{label}.{key}": value for key, value in part.items()}
+    elif learner.get("parts", MISSING) == MISSING:
+        learner.pop("parts", None)
+    written = learner["parts"] = _as_parts(learner.get("parts") or {}, f"{told_as}: {PARTS}")
+    for key in [key for key, value in given.items() if key.rpartition(".")[0] == PARTS and value == "none"]:
+        written.pop(key.rpartition(".")[2], None)
+        del given[key]
+    names = {label: part.get("name", label) for label, part in written.items()}
+    for label in [key.split(".")[2] for key in given if key.startswith(f"{PARTS}.") and key.count(".") > 2]:
+        names[label] = given.get(f"{PARTS}.{label}.name", names.get(label, label))
+    if not names:
+        del learner["parts"]
+    for label, name in names.items():
+        written.setdefault(label, {}).setdefault("name", name)
+        if _has_parts(name):
+            raise UsageError(f"{PARTS}.{label} is itself made of parts: write them beside the others")
+    return names
+
+
+def _as_parts(parts: Any, source: str) -> dict[str, dict[str, Any]]:
+    """A mapping of mappings; `source` begins the error message."""
+    if not isinstance(parts, dict):
+        raise UsageError(
+            f"{source} cannot be {_short(parts)}: expected learners with their weights, such as {EXAMPLES[PARTS]}"
+        )
+    for label, part in parts.items():
+        if not re.fullmatch(r"\w+", str(label)):
+            raise UsageError(f"{source} cannot have the label {label!r}: letters, digits and _ only")
+        if not isinstance(part, dict | None):
+            raise UsageError(f"{source}.{label} must be a mapping of options, not {_short(part)}")
+    return {str(label): dict(part or {}) for label, part in parts.items()}
+
+
+def _from_text(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _choice(section: str, override: str | None, written: dict[str, Any], of_run: Any) -> str:
@@ -464,15 +590,21 @@ def _when(text: str, name: str) -> str:
 
 
 def flat(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Dotted key and value of every option: sections are one level deep, ``evaluate`` two."""
+    """Dotted key and value of every option: sections are one level deep, ``evaluate`` two, a learner's parts three."""
     found = []
-    for key, value in tree.items():
-        if key not in SECTIONS:
-            found.append((key, value))
-        elif key != "evaluate":
-            found += [(f"{key}.{name}", inner) for name, inner in value.items()]
-        else:
-            found += [(f"{key}.{task}.{name}", inner) for task, asked in value.items() for name, inner in asked.items()]
+    for section, options in tree.items():
+        if section not in SECTIONS:
+            found.append((section, options))
+            continue
+        for name, value in options.items():
+            key = f"{section}.{name}"
+            if section == "evaluate":
+                found += [(f"{key}.{option}", inner) for option, inner in value.items()]
+            elif key == PARTS and isinstance(value, dict):
+                found += [(f"{key}.{label}.{option}", inner) for label, part in value.items()
+                          for option, inner in part.items()]  # fmt: skip
+            else:
+                found.append((key, value))
     return found
 
 
@@ -524,5 +656,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(
-    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+    list,
+    lambda dumper, value: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", value, flow_style=not any(isinstance(item, dict) for item in value)
+    ),
 )

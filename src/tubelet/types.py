@@ -25,6 +25,8 @@ class Batch(TypedDict, total=False):
 
     video: list[Tensor]
     """One tensor a view: B C T H W, uint8 from the loader, float in [0, 1] once it is on the device."""
+    flow: list[Tensor]
+    """Likewise, where the loader is asked for optical flow beside the video: the same moments and crops of its film."""
     audio: list[Tensor]
     """One tensor a view, where the loader is asked for sound: B S float32 in [-1, 1], of the seconds of the clip."""
     audio_present: Tensor
@@ -37,6 +39,8 @@ class Batch(TypedDict, total=False):
     """B int64; -1 where a video has none."""
     id: Tensor
     """B int64: the row of the manifest, the same in every epoch, process and restart."""
+    group: Tensor
+    """B int64: the number of its group, which videos of one source share."""
     key: Tensor
     """B int64: hash(seed, epoch, id, repeat), from which every random draw for this sample is made."""
     readable: Tensor

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tiny_run import make_recipe
+from tubelet.ablate import tables
 from tubelet.ablate.command import make_plan
 from tubelet.ablate.plan import digest, listing, part, split_words
 from tubelet.checkpoint import save_backbone
@@ -20,7 +21,7 @@ def plan(corpus, tmp_path):
     path = make_recipe(tmp_path / "mine.yaml", corpus)
 
     def make(table, *words, seeds=(0,), manifests=(), init=None, tasks=("knn",)):
-        return make_plan(table, str(path), words, tmp_path / "out", seeds, tasks, None, manifests, init)
+        return make_plan(tables.find(table), str(path), words, tmp_path / "out", seeds, tasks, None, manifests, init)
 
     return make
 

@@ -17,7 +17,7 @@ def row(name, published, values, x=None, errors=()):
     return {
         "name": name, "x": x, "published": published, "values": {"knn": {str(k): v for k, v in values.items()}},
         "mean": {"knn": spreads["mean"]} if spreads else {}, "std": {"knn": spreads["std"]} if spreads else {},
-        "steps": 3, "videos": 12, "seconds": 1.5, "errors": list(errors),
+        "steps": 3, "clips": 12, "epochs": 1.0, "videos": 12, "seconds": 1.5, "errors": list(errors),
     }  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def made(rows, axis=None):
     return {
         "table": "mask", "title": "Kind of mask", "paper": "1b", "note": "A note.", "axis": axis,
         "baseline": "not pre-trained", "recipe": "tiny", "options": ["--data.size", "16"], "tasks": {"knn": {"k": 3}},
-        "labels_per_class": 5, "seeds": [0, 1], "columns": ["knn"],
+        "labels_per_class": 5, "seeds": [0, 1], "columns": ["knn"], "numbers": {"knn": None},
         "published": {"measure": "SSv2, top-1 %", "source": "a paper", "also": [{"name": "more", "value": 12.5}]},
         "rows": rows, "agreement": {"knn": summary.agreement(rows, "knn")}, "failed": ["tube: no"], "missing": 1,
     }  # fmt: skip
@@ -88,7 +88,7 @@ def test_files_hold_every_number(tmp_path):
     assert [path.name for path in paths] == ["mask.json", "mask.csv", "mask.md", "mask.png"]
     assert json.loads(paths[0].read_text())["rows"] == rows
     lines = list(csv.DictReader(io.StringIO(paths[1].read_text())))
-    assert [(line["row"], line["seed"], float(line["top1"])) for line in lines] == [
+    assert [(line["row"], line["seed"], float(line["value"])) for line in lines] == [
         ("not pre-trained", "0", 10.0), ("tube", "0", 50.0), ("tube", "1", 54.0), ("frame", "0", 40.0),
     ]  # fmt: skip
     text = paths[2].read_text()

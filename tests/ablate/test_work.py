@@ -12,7 +12,7 @@ import torch
 
 from tiny_run import make_recipe
 from tubelet import cli
-from tubelet.ablate import work
+from tubelet.ablate import tables, work
 from tubelet.ablate.command import make_plan
 from tubelet.data.listing import read_manifest, write_manifest
 from tubelet.train.fit import Interrupted
@@ -26,7 +26,7 @@ def mine(corpus, tmp_path):
 @pytest.fixture
 def plan(mine, tmp_path):
     def make(table, *words, seeds=(0,), tasks=("knn",)):
-        return make_plan(table, str(mine), words, tmp_path / "out", seeds, tasks, None, (), None)
+        return make_plan(tables.find(table), str(mine), words, tmp_path / "out", seeds, tasks, None, (), None)
 
     return make
 
@@ -249,7 +249,7 @@ def _work(mine, out, trained):
     os.environ["OMP_NUM_THREADS"] = "1"
     real = work.train
     work.train = lambda recipe, home: (trained.put(home.name), real(recipe, home))[1]
-    work.work(make_plan("decoder", str(mine), (), out, (0,), ("knn",), None, (), None))
+    work.work(make_plan(tables.find("decoder"), str(mine), (), out, (0,), ("knn",), None, (), None))
 
 
 def test_two_processes_share_a_table(mine, tmp_path):
@@ -261,7 +261,7 @@ def test_two_processes_share_a_table(mine, tmp_path):
     for process in both:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
-    made = make_plan("decoder", str(mine), (), tmp_path / "out", (0,), ("knn",), None, (), None)
+    made = make_plan(tables.find("decoder"), str(mine), (), tmp_path / "out", (0,), ("knn",), None, (), None)
     assert not any(work.missing(made, cell.run) for cell in made.cells)
     assert sorted(trained.get(timeout=5) for _ in range(4)) == sorted(c.run.name for c in made.cells if c.run.trained)
     assert trained.empty()

@@ -47,7 +47,8 @@ def test_bytes_that_are_kept_are_those_that_autograd_saves(tiny):
 
     trial.learner, trial.device, trial.options = Chain(), torch.device("cpu"), {"precision": "float32"}
     trial._batch = lambda count: {"x": torch.ones(count, 10)}
-    assert trial._kept_bytes(8) == 2 * 8 * 10 * 4  # the input of the product and the output of exp; not the weight
+    # the input of the product and the output of exp; not the weight
+    assert trial._kept_bytes(8, "main") == 2 * 8 * 10 * 4
 
 
 def test_a_step_is_drawn_out_of_smaller_ones():

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from saved import newest
 from tubelet import checkpoint, dist, draws, registry
 from tubelet.data.clips import Clips
 from tubelet.data.device import to_device
-from tubelet.data.listing import read_manifest
+from tubelet.data.listing import Manifest, read_manifest
 from tubelet.data.loader import Loader
 from tubelet.data.synthetic import make_corpus
 from tubelet.learner import Backbone, Learner, Now
@@ -37,9 +38,9 @@ DROPPING = {**SMALL["vit"], "drop_path": 0.5}
 
 
 def _small() -> dict[str, dict]:
-    """What the tests of all methods say of their smallest forms: `SMALL`, name -> `learner` and `data`.
+    """What the tests of all methods say of their smallest forms: `SMALL`, name -> `learner`, `data` and `backbone`.
 
-    What follows a comma in a name is only a name for other arguments.
+    What follows a comma in a name is only a name for other arguments; an argument that is a function is called for it.
     """
     found: dict[str, dict] = {}
     for path in sorted((Path(__file__).parents[1] / "methods").glob("test_*.py")):
@@ -49,6 +50,7 @@ def _small() -> dict[str, dict]:
 
 SMALL_LEARNERS = _small()
 LEARNER: dict[str, dict] = {name: small.get("learner", {}) for name, small in SMALL_LEARNERS.items()}
+BACKBONE: dict[str, dict] = {name: small.get("backbone", {}) for name, small in SMALL_LEARNERS.items()}
 DATA: dict[str, dict] = {name: small.get("data", {}) for name, small in SMALL_LEARNERS.items()}
 VIDEOS = 12
 """Of the corpus that learners are trained on here."""
@@ -67,7 +69,7 @@ def build_backbone(name: str) -> Backbone:
 
 def build_learner(name: str, backbone: dict | None = None) -> Learner:
     torch.manual_seed(0)
-    built = registry.build("backbones", "vit", **(backbone or SMALL["vit"]))
+    built = registry.build("backbones", "vit", **(backbone or SMALL["vit"]) | BACKBONE.get(name, {}))
     return registry.build("methods", name.partition(",")[0], backbone=built, **arguments(name))
 
 
@@ -75,21 +77,25 @@ def arguments(name: str) -> dict:
     """The smallest ones of a learner; of those that are counted in the manifest, the number of videos."""
     found = registry.find("methods", name.partition(",")[0])
     counted = {"videos": VIDEOS} if "videos" in inspect.signature(found).parameters else {}
-    return counted | LEARNER.get(name, {})
+    return counted | {key: value() if callable(value) else value for key, value in LEARNER.get(name, {}).items()}
 
 
 def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    """Of the steps that had one: a queue that is not full yet gives none."""
+    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if line.get("loss") is not None]
 
 
 def make_clips(corpus: Path, learner: Learner, name: str = "") -> Clips:
-    return Clips(read_manifest(corpus, "train"), **clip_options(learner, name))
+    manifest = read_manifest(corpus, "train")
+    if "flow" in learner.modalities:  # what a film shows does not matter here: the video is its own
+        manifest = Manifest([replace(video, flow=video.path) for video in manifest])
+    return Clips(manifest, **clip_options(learner, name))
 
 
 def clip_options(learner: Learner, name: str) -> dict:
     """Of `Clips`: what the learner needs, and what its tests say."""
     needed = {part: getattr(learner, part) for part in ("views", "density", "view_times")}
-    asked = {"audio": {"audio_rate": 4000}, "text": {"captions": "caption"}}
+    asked = {"audio": {"audio_rate": 4000}, "text": {"captions": "caption"}, "flow": {"flow": "beside"}}
     sources = {key: value for modality in learner.modalities for key, value in asked.get(modality, {}).items()}
     return CLIP | needed | sources | DATA.get(name, {})
 
@@ -190,7 +196,7 @@ def test_a_learner_embeds_and_is_saved_whole(name, corpus, tmp_path):
     assert learner.embed(batch).shape == (4, learner.backbone.dim)
     checkpoint.save_weights(tmp_path / "w.safetensors", learner.state_dict())
     torch.manual_seed(99)
-    built = registry.build("backbones", "vit", **SMALL["vit"])
+    built = registry.build("backbones", "vit", **SMALL["vit"] | BACKBONE.get(name, {}))
     again = registry.build("methods", name.partition(",")[0], backbone=built, **arguments(name))
     checkpoint.load_weights(again, tmp_path / "w.safetensors")
     for phase in learner.phases:

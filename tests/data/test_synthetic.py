@@ -1,6 +1,7 @@
 """The synthetic corpus: the same bytes from the same arguments, true boxes and masks, motion alone as the class."""
 
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from tubelet import draws
 from tubelet.data import synthetic
+from tubelet.data.audio import waveform
 from tubelet.data.listing import read_manifest
 from tubelet.data.synthetic import MOTIONS, Corpus, decode_mask, draw_scene, encode_mask, make_corpus, render, track
 from tubelet.types import TubeletError
@@ -78,6 +80,47 @@ def test_manifest_has_labels_splits_and_factors(corpus):
         assert float(video.extra["speed"]) == record["speed"]
     train, test = ({v.extra["texture"] for v in manifest.where(split)} for split in ("train", "test"))
     assert not train & test
+
+
+def test_manifest_has_words(corpus):
+    manifest = read_manifest(corpus)
+    assert len({v.extra["caption"] for v in manifest}) > 25
+    assert all(v.extra["narration"].count("|") == 2 for v in manifest)
+
+
+def test_sound_is_what_was_made_and_leaves_the_pictures_as_they_are(corpus, tmp_path):
+    loud = make_corpus(tmp_path / "sound", **SMALL, sound=True, silent=0.3)
+    record = json.loads((loud.parent / "synthetic.json").read_text())
+    record.pop("version")
+    again, heard = Corpus(**record), 0
+    for index, video in enumerate(read_manifest(loud)):
+        assert numpy.array_equal(frames_of(video.path), frames_of(corpus.parent / "clips" / video.path.name))
+        made, decoded = synthetic._sound(draw_scene(again, index), index, again), waveform(video.path, 0, 8 / 15)
+        assert (made is None) == (decoded is None)
+        if made is not None:
+            wave = decoded.numpy()[: len(made)]
+            assert numpy.corrcoef(wave, made[: len(wave)])[0, 1] > 0.98
+            heard += 1
+    assert 15 < heard < 30  # of 33
+    for name in ("clips.csv", "factors.json"):
+        assert (loud.parent / name).read_bytes() == (corpus.parent / name).read_bytes()
+
+
+def test_sound_is_the_same_whatever_the_number_of_workers(tmp_path):
+    asked = {**SMALL, "clips": 20, "test": 0, "sound": True}
+    for workers in (0, 2):
+        make_corpus(tmp_path / str(workers), **{**asked, "workers": workers})
+    assert contents(tmp_path / "0") == contents(tmp_path / "2")
+
+
+def test_a_corpus_from_before_there_was_sound_is_taken_for_what_it_is(corpus, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(corpus.parent, older)
+    record = json.loads((older / "synthetic.json").read_text())
+    (older / "synthetic.json").write_text(json.dumps({k: v for k, v in record.items() if k not in ("sound", "silent")}))
+    assert make_corpus(older, **SMALL) == older / "clips.csv"
+    with pytest.raises(TubeletError, match="a corpus with sound = False, not True"):
+        make_corpus(older, **SMALL, sound=True)
 
 
 def test_boxes_fit_masks(corpus):

@@ -37,6 +37,19 @@ def test_one_poisoned_sample_costs_its_step_and_changes_nothing(name, where, par
     assert len(line["processes"]) == 2 and all(len(part["ids"]) == 2 for part in line["processes"])
 
 
+def test_a_poisoned_sample_in_the_second_of_two_phases_undoes_the_first(corpus, tmp_path):
+    """Fails where the reader, which had stepped already, keeps its step while the writer's is skipped."""
+    run = Run("two phases", corpus, tmp_path / "run", OPTIONS)
+    finish(run._replace(poison=(keys_of(run.clips, 4, 5)[-1:], "writer")), world=2)
+    before, after, later = (saved(run, step).read("") for step in (5, 6, 7))
+    kept = [key for key in before if not key.startswith("random.")]
+    assert any(key.startswith("optimisers.reader.") for key in kept)
+    assert all(equal(before[key], after[key]) for key in kept)
+    assert not equal(after["learner.reader.weight"], later["learner.reader.weight"])
+    (line,) = listed(run)
+    assert (line["step"], line["phase"], line["flaw"]) == (5, "writer", "loss")
+
+
 def test_several_in_a_row_go_back_to_a_checkpoint_and_pass_over_the_bad_stretch(corpus, tmp_path):
     """Fails without the roll-back: the steps 5, 6 and 7 would be lost, and the run would end 12 steps of data on."""
     run = Run("momentum contrast", corpus, tmp_path / "run", {**OPTIONS, "save": "every 4 steps", "patience": 3})

@@ -34,6 +34,7 @@ def test_maps_before_a_norm_have_no_bias():
     plain = Projector(6, 8, 4, norm=False)
     assert [type(part).__name__ for part in plain] == ["Linear", "ReLU", "Linear"]
     assert all(part.bias is not None for part in plain if isinstance(part, nn.Linear))
+    assert Projector(6, 8, 4, last_bias=False)[-1].bias is None
 
 
 def over_two(values: torch.Tensor, head: nn.Module, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

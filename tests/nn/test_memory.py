@@ -4,7 +4,7 @@ from torch import nn
 
 from processes import run_processes
 from tubelet import dist
-from tubelet.nn.memory import Bank, Ema, Queue
+from tubelet.nn.memory import Bank, Ema, Queue, rising
 
 
 def test_the_average_against_a_slow_twin():
@@ -51,6 +51,11 @@ def test_the_decay_may_follow_a_schedule():
         net.weight.add_(1)
     ema.move({"net": net}, decay=0.9)
     torch.testing.assert_close(ema.net.weight, start + 0.1)
+
+
+def test_a_decay_rises_along_half_a_cosine():
+    assert [rising(0.9, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([0.9, 0.95, 1.0])
+    assert rising(0.9, 0.25) == pytest.approx(0.9 + 0.1 * (1 - 0.5**0.5) / 2)
 
 
 def test_a_queue_keeps_the_newest_rows_of_each_column():

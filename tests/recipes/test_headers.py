@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from headers import NAMES, PUBLISHED, commands, facts, header
-from tubelet import cli, command, recipe
+from tubelet import chain, cli, command, recipe
 from tubelet.train import schedule
 
 
@@ -48,8 +48,10 @@ def test_the_commands_of_the_header_are_understood(name, parsed, tmp_path):
             assert args.test_clips > 1 and (args.run.as_posix() == default_folder(name) or "/" not in name)
             continue
         there = ["--backbone.init", str(run)] if "--backbone.init" in dotted else []  # the last of two wins
-        resolved = recipe.load(args.recipe, [*dotted, *there])
-        assert args.recipe == resolved.source == name and not resolved.missing()
+        path = chain.find(args.recipe)
+        resolved = chain.load(path, dotted) if path else recipe.load(args.recipe, [*dotted, *there])
+        runs = resolved.preview() if isinstance(resolved, chain.Chain) else [resolved]
+        assert args.recipe == resolved.source == name and not any(run.missing() for run in runs)
         assert f"runs/{resolved.name}" == default_folder(name)
 
 

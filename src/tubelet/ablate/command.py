@@ -9,6 +9,7 @@ from typing import Any
 from tubelet import recipe
 from tubelet.ablate import tables
 from tubelet.ablate.plan import FOLDERS, Plan, begin, by_contents, judgements, listing, split_words
+from tubelet.ablate.tables import Table
 from tubelet.log import console, say, table
 from tubelet.recipe import UsageError
 from tubelet.registry import nearest
@@ -49,13 +50,21 @@ def ablate(
         TubeletError: the table, the recipe, an option or the videos do not fit, a row failed (all others are done), or
             there is nothing to report.
     """
-    plan = make_plan(name, recipe_name, dotted, out, seeds, tasks, labels_per_class, manifests, init)
+    plan = make_plan(
+        tables.find(name), recipe_name, dotted, out, seeds, tasks, labels_per_class, manifests, init
+    )
+    carry_out(plan, only, dry_run, report)
+
+
+def carry_out(plan: Plan, only: Sequence[str] = (), dry_run: bool = False, report: bool = False) -> None:
+    """Runs what is missing of a plan and writes what came out; see `ablate`."""
     known = [row.name for row in plan.rows]
     for row in only:
         if row not in known:
             raise UsageError(f"table {plan.table.name} has no row {row!r}{nearest(row, known)}")
     from tubelet.ablate.work import missing, record, work
 
+    out = plan.out
     if dry_run:
         print(_listed(plan, record, missing))
         return
@@ -79,7 +88,7 @@ def ablate(
 
 
 def make_plan(
-    name: str, recipe_name: str, dotted: Sequence[str], out: Path, seeds: Sequence[int], tasks: Sequence[str],
+    found: Table, recipe_name: str, dotted: Sequence[str], out: Path, seeds: Sequence[int], tasks: Sequence[str],
     labels_per_class: int | None, manifests: Sequence[Path], init: Path | None,
 ) -> Plan:  # fmt: skip
     """A plan that is checked as far as it can be before anything is run.
@@ -87,7 +96,6 @@ def make_plan(
     Raises:
         TubeletError: an option, a manifest or the folder of another run is not there or does not fit.
     """
-    found = tables.find(name)
     words, of_tasks = split_words(dotted)
     asked = recipe.task_options(tasks, of_tasks)
     if bool(found.manifests) != bool(manifests):

@@ -64,7 +64,7 @@ def _rows(axes: Any, rows: list[Mapping[str, Any]], column: str | None, summary:
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.margins(x=0.18)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("top-1 %")
+    axes.set_xlabel(_measure(column, summary))
     axes.set_title(_title(column, summary), fontsize=10)
 
 
@@ -87,7 +87,7 @@ def _curve(axes: Any, rows: list[Mapping[str, Any]], column: str | None, summary
     if places:
         edge = (max(places) / min(places)) ** 0.08 if summary["axis"] in LOGARITHMIC else 1.03
         axes.set_xlim(min(places) / edge, max(places) * edge)
-    axes.set(xlabel=summary["axis"], ylabel="top-1 %")
+    axes.set(xlabel=summary["axis"], ylabel=_measure(column, summary))
     axes.set_title(_title(column, summary), fontsize=10)
 
 
@@ -96,6 +96,12 @@ def _numbers(row: Mapping[str, Any], column: str | None) -> tuple[float | None, 
     if column is None:
         return row["published"], None, []
     return row["mean"].get(column), row["std"].get(column), list(row["values"][column].values())
+
+
+def _measure(column: str | None, summary: Mapping[str, Any]) -> str:
+    """What a panel's numbers are."""
+    number = summary["numbers"].get(column)
+    return "top-1 %" if number is None else f"{number} %"
 
 
 def _title(column: str | None, summary: Mapping[str, Any]) -> str:

@@ -61,6 +61,11 @@ class Run:
     def epochs(self) -> float:
         return self.steps * self.recipe.train["batch"] / (len(self.videos) * self.recipe.data["repeats"])
 
+    @property
+    def clips(self) -> int:
+        """That are encoded while it trains; of a video's views, or repeats, each counts."""
+        return self.steps * self.recipe.train["batch"] * (self.recipe.data["views"] or 1)
+
 
 class Judgement(NamedTuple):
     """One way of judging an encoder, on the videos of one manifest."""
@@ -130,7 +135,7 @@ class Plan:
 
     def _run(self, row: Row, seed: int) -> Run:
         other = {} if row.manifest is None else {"data.manifest": row.manifest}
-        chosen = self.load(row.set | other, seed)
+        chosen = self.load(row.set | other, seed, row.recipe)
         if row.init is not None:
             chosen = begin(chosen, row.init)
         whole = videos(chosen)
@@ -143,13 +148,17 @@ class Plan:
             chosen = replace(chosen, data={**chosen.data, "manifest": str(path)})
         if row.first is None:
             return Run(chosen, whole, row.trained)
-        first = Run(self.load(row.set | row.first, seed), whole)
+        first = Run(self.load(row.set | row.first, seed, row.recipe), whole)
         return Run(begin(chosen, str(folder(self.out, first))), whole, trained=False, first=first)
 
-    def load(self, settings: Mapping[str, Any], seed: int) -> Recipe:
-        """The recipe with what every row needs, then the command line's words, then a row's own settings."""
+    def load(self, settings: Mapping[str, Any], seed: int, name: str | None = None) -> Recipe:
+        """The recipe with what every row needs, then the command line's words, then a row's own settings.
+
+        Args:
+            name: of another recipe than the plan's.
+        """
         words = [*_words(self.table.common), *self.words, *_words(settings), f"--seed={seed}"]
-        chosen = recipe.load(self.recipe, words)
+        chosen = recipe.load(name or self.recipe, words)
         chosen.needs()
         named = {key: chosen.data[key] for key in ("manifest", "root") if chosen.data[key] is not None}
         places = {key: str(Path(path).resolve()) for key, path in named.items()}

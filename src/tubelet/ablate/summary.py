@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.ablate.figure import draw
-from tubelet.ablate.plan import BASELINE, Cell, Plan
+from tubelet.ablate.plan import BASELINE, Cell, Judgement, Plan
 from tubelet.ablate.work import record
 from tubelet.checkpoint import write_atomically, write_json
 from tubelet.log import warn
 from tubelet.metrics.classification import paired_spread
+from tubelet.tasks.protocol import main_number
 from tubelet.types import TubeletError
 
 Summary = dict[str, Any]
@@ -26,7 +27,7 @@ Summary = dict[str, Any]
 def summarise(plan: Plan) -> Summary:
     """All numbers of a table that there are, in per cent, ready for JSON."""
     rows = [_row(plan, [cell for cell in plan.cells if cell.row is row]) for row in plan.rows]
-    columns = [judgement.column for judgement in plan.judgements]
+    columns = [column for column, _, _ in _columns(plan)]
     published = plan.table.published
     return {
         "table": plan.table.name,
@@ -41,6 +42,7 @@ def summarise(plan: Plan) -> Summary:
         "labels_per_class": plan.judgements[0].labels_per_class,
         "seeds": list(plan.seeds),
         "columns": columns,
+        "numbers": {column: number for column, _, number in _columns(plan)},
         "published": None if published is None else published._asdict(),
         "rows": rows,
         "agreement": {column: agreement(rows, column) for column in columns},
@@ -49,9 +51,20 @@ def summarise(plan: Plan) -> Summary:
     }
 
 
+def _columns(plan: Plan) -> list[tuple[str, Judgement, str | None]]:
+    """What is shown: its heading, whose it is, and which of its numbers; None = the main one."""
+    found: list[tuple[str, Judgement, str | None]] = []
+    for judgement in plan.judgements:
+        chosen = plan.table.numbers.get(judgement.task)
+        found += [(judgement.column, judgement, None)] if chosen is None else [
+            (f"{judgement.column} {number}", judgement, number) for number in chosen
+        ]  # fmt: skip
+    return found
+
+
 def _row(plan: Plan, cells: list[Cell]) -> dict[str, Any]:
     """One row over its seeds."""
-    row, columns = cells[0].row, [judgement.column for judgement in plan.judgements]
+    row, columns = cells[0].row, [column for column, _, _ in _columns(plan)]
     values: dict[str, dict[str, float]] = {column: {} for column in columns}
     errors, made = [cell.error for cell in cells if cell.error], []
     for cell in cells:
@@ -60,10 +73,10 @@ def _row(plan: Plan, cells: list[Cell]) -> dict[str, Any]:
         known = record(plan.out, cell.run)
         errors += [f"{what}, seed {cell.seed}: {text}" for what, text in known["errors"].items()]
         made += [known["encoder"]] if known["encoder"] else []
-        for judgement in plan.judgements:
+        for column, judgement, number in _columns(plan):
             result = known["judged"].get(judgement.key(cell.seed))
             if result is not None:
-                values[judgement.column][str(cell.seed)] = 100 * result["top1"]
+                values[column][str(cell.seed)] = 100 * (main_number(result) if number is None else result[number])
     spreads = {column: paired_spread(list(found.values())) for column, found in values.items() if found}
     run = next((cell.run for cell in cells if cell.run is not None), None)
     count = len(run.videos) if run and run.trained else None
@@ -76,6 +89,8 @@ def _row(plan: Plan, cells: list[Cell]) -> dict[str, Any]:
         "mean": {column: spread["mean"] for column, spread in spreads.items()},
         "std": {column: spread["std"] for column, spread in spreads.items()},
         "steps": run.steps if run else None,
+        "clips": run.clips if run else None,
+        "epochs": run.epochs if run and run.trained else None,
         "videos": count,
         "seconds": sum(one["seconds"] for one in made) / len(made) if made else None,
         "errors": list(dict.fromkeys(errors)),
@@ -152,7 +167,7 @@ def as_csv(summary: Summary) -> str:
     """One line for each row, task and seed."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["table", "row", summary["axis"] or "x", "published", "task", "seed", "top1"])
+    lines.writerow(["table", "row", summary["axis"] or "x", "published", "task", "seed", "value"])
     for row in summary["rows"]:
         for column in summary["columns"]:
             for seed, value in row["values"][column].items():
@@ -166,19 +181,23 @@ def as_markdown(summary: Summary) -> str:
     paper = f" (VideoMAE, table {summary['paper']})" if summary["paper"] else ""
     lines = [f"# {summary['title']}{paper}", ""]
     lines += [summary["note"], ""] if summary["note"] else []
-    lines += [f"Ours: {_how(summary)}. Top-1 % on test videos, mean ± standard deviation over seeds.", ""]
+    lines += [f"Ours: {_how(summary)}. Per cent of test videos (top-1, unless a column says otherwise), "
+              "mean ± standard deviation over seeds.", ""]
     if published:
         lines += [f"Published: {published['measure']}. Source: {published['source']}.", ""]
     axis = [summary["axis"]] if summary["axis"] else []
+    theirs = ["published"] if published else []
     lines += _grid(
-        ["row", *axis, "published", *columns, "steps", "seconds a run"],
+        ["row", *axis, *theirs, *columns, "steps", "clips seen", "seconds a run", "seconds an epoch"],
         [
-            [row["name"], *[_number(row["x"], ".4g") for _ in axis], _number(row["published"], ".1f"),
-             *[spread(row, column) for column in columns], _number(row["steps"], "d"), _number(row["seconds"], ".0f")]
+            [row["name"], *[_number(row["x"], ".4g") for _ in axis],
+             *[_number(row["published"], ".1f") for _ in theirs], *[spread(row, column) for column in columns],
+             _number(row["steps"], "d"), _number(row["clips"], ",d"), _number(row["seconds"], ".0f"),
+             _number(_epoch_s(row), ".2f")]
             for row in summary["rows"]
         ]
         + [[f"published only: {one['name']}", *["" for _ in axis], _number(one["value"], ".1f"),
-            *["" for _ in columns], "", ""] for one in (published or {}).get("also", ())],
+            *["" for _ in columns], "", "", "", ""] for one in (published or {}).get("also", ())],
     )  # fmt: skip
     for column, found in summary["agreement"].items():
         if found is not None:
@@ -196,6 +215,11 @@ def as_markdown(summary: Summary) -> str:
     if summary["missing"]:
         lines += ["", f"{summary['missing']} judgements are missing: the same command makes them."]
     return "\n".join(lines) + "\n"
+
+
+def _epoch_s(row: Mapping[str, Any]) -> float | None:
+    """Seconds of training in which each video is taken once."""
+    return row["seconds"] / row["epochs"] if row["seconds"] is not None and row["epochs"] else None
 
 
 def _how(summary: Summary) -> str:

@@ -36,6 +36,8 @@ class Row(NamedTuple):
     """What to pre-train on, when it is not the recipe's own."""
     init: str | None = None
     """An encoder to begin with."""
+    recipe: str | None = None
+    """What is changed, when it is not what the other rows change."""
 
 
 class Published(NamedTuple):
@@ -60,6 +62,8 @@ class Table:
     published: Published | None = None
     common: dict[str, Any] = field(default_factory=dict)
     """Options that every row needs; a command line may change them."""
+    numbers: dict[str, list[str]] = field(default_factory=dict)
+    """Task -> which of its numbers are shown; its main one, unless told."""
     manifests: Literal["pre-train", "all"] | None = None
     """The rows are manifests to pre-train on, judged on the recipe's own or on all of them."""
 

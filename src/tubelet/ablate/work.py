@@ -23,6 +23,7 @@ from tubelet.apply.evaluate import evaluate
 from tubelet.checkpoint import save_backbone, write_json
 from tubelet.data.listing import write_manifest
 from tubelet.log import say, warn
+from tubelet.tasks.protocol import numbers
 from tubelet.train.run import make_backbone, train
 
 WAIT_S = 2.0
@@ -30,7 +31,8 @@ BULKY = ("checkpoints", "learner.safetensors", "tensorboard")
 """What is needed to go on with a run, and not to judge it."""
 JUDGED = ("evaluation/features", "evaluation/*/run", "evaluation/*/sweep")
 """What judging leaves besides numbers and predictions."""
-KEPT = ("top1", "interval", "class_mean", "train_videos", "videos", "lr", "seconds")
+KEPT = ("numbers", "interval", "train_videos", "videos", "lr", "seconds")
+"""Of a result, besides its numbers."""
 
 
 class Busy(Exception):
@@ -124,9 +126,9 @@ def _judge(out: Path, run: Run, judgement: Judgement, seed: int) -> None:
         labels_per_class=judgement.labels_per_class, **judgement.terms,
     )  # fmt: skip
     (result,) = results[task].values()
-    numbers = {name: result[name] for name in KEPT if name in result}
+    told = {name: result[name] for name in (*numbers(result), *KEPT) if name in result}
     about = {"task": judgement.task, "manifest": str(judgement.manifest), "seed": seed}
-    _note(out, run, judged={**record(out, run)["judged"], judgement.key(seed): {**about, **numbers}})
+    _note(out, run, judged={**record(out, run)["judged"], judgement.key(seed): {**about, **told}})
 
 
 @contextmanager

@@ -206,7 +206,7 @@ class _Trial:
         """
         most = size.batch // size.passes
         count = min(most, 2 * self.clips.repeats)  # of two videos, since some learners mix them
-        clip_bytes = self._kept_bytes(count) // count
+        clip_bytes = max(self._kept_bytes(count, phase) for phase in self.learner.phases) // count
         started = time.perf_counter()
         took = [(count, self._step_s(count))]
         while count < most and time.perf_counter() - started < budget_s:
@@ -235,7 +235,7 @@ class _Trial:
                 break
         return best
 
-    def _kept_bytes(self, count: int) -> int:
+    def _kept_bytes(self, count: int, phase: str) -> int:
         """Bytes that a forward pass keeps for the backward pass, weights aside."""
         weights = {p.untyped_storage().data_ptr() for p in self.learner.parameters()}
         kept: dict[int, Tensor] = {}  # the tensors themselves, or their addresses would be used again
@@ -249,7 +249,7 @@ class _Trial:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             autocast(self.options["precision"], self.device),
         ):
-            self.learner(self._batch(count), self.learner.phases[0])
+            self.learner(self._batch(count), phase)
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
     def _batch(self, count: int) -> Batch:
@@ -259,9 +259,11 @@ class _Trial:
         batch = Batch(
             video=[torch.rand(shape, device=self.device) for _ in range(clips.views)],  # B C T H W
             times=[torch.zeros(count, shape[2], device=self.device) for _ in range(clips.views)],
-            label=numbers % max(1, len(clips.manifest.classes)), id=numbers % len(clips), key=numbers,
+            label=numbers % max(1, len(clips.manifest.classes)), id=numbers % len(clips), group=numbers, key=numbers,
             readable=torch.ones(count, dtype=torch.bool, device=self.device),
         )  # fmt: skip
+        if clips.has_beside:
+            batch["flow"] = [torch.rand(shape, device=self.device) for _ in range(clips.views)]  # B C T H W
         if clips.audio_rate:
             batch["audio"] = [torch.rand(count, clips.samples, device=self.device) for _ in range(clips.views)]  # B S
             batch["audio_present"] = torch.ones(count, dtype=torch.bool, device=self.device)

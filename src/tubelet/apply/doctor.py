@@ -15,7 +15,8 @@ from tubelet.data.workers import cores
 from tubelet.train.parallel import has_bfloat16
 
 CORE = ("numpy", "av", "jsonargparse", "safetensors", "rich", "jinja2")
-EXTRAS = {"table": "pyarrow", "synth": "scikit-image", "viz": "matplotlib", "track": "tensorboard"}
+EXTRAS = {"table": "pyarrow", "synth": "scikit-image", "viz": "matplotlib", "track": "tensorboard",
+          "flow": "opencv-python-headless"}  # fmt: skip
 
 
 def findings() -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tubelet import dist
 from tubelet.checkpoint import read_about, weights_hash
 from tubelet.data import sample
+from tubelet.data.flow import shown
 from tubelet.data.read import probe, read
 from tubelet.data.storage import Place
 from tubelet.data.transform import center_crop
@@ -72,12 +73,13 @@ def predict(
     whole_s = info.duration_s if clip.get("segments") else clip["frames"] * gap_s
     spans = segments(info.duration_s, segment_s or whole_s)
     shares = []
-    for begin in range(0, len(spans), TOGETHER):
-        part = spans[begin : begin + TOGETHER]
-        times = [start + _times(end - start, info.fps, clip, gap_s) for start, end in part]
-        pixels = center_crop(read(video, numpy.concatenate(times), clip["size"], fps), clip["size"])  # B*T C S S
-        batch = pixels.unflatten(0, (len(part), -1)).transpose(1, 2).to(device).float() / 255  # B C T S S
-        shares.append(learner.logits(batch).float().softmax(dim=1).cpu())  # type: ignore[operator]  # B K
+    with shown(video, clip, fps) as place:
+        for begin in range(0, len(spans), TOGETHER):
+            part = spans[begin : begin + TOGETHER]
+            times = [start + _times(end - start, info.fps, clip, gap_s) for start, end in part]
+            pixels = center_crop(read(place, numpy.concatenate(times), clip["size"], fps), clip["size"])  # B*T C S S
+            batch = pixels.unflatten(0, (len(part), -1)).transpose(1, 2).to(device).float() / 255  # B C T S S
+            shares.append(learner.logits(batch).float().softmax(dim=1).cpu())  # type: ignore[operator]  # B K
     probabilities = torch.cat(shares)  # segments K
     named = [Segment(start, end, _best(row, about["classes"], top))
              for (start, end), row in zip(spans, probabilities, strict=True)]  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy
@@ -16,11 +18,17 @@ from tubelet.data.augment import RandAugment
 from tubelet.data.info import UnreadableVideo, VideoInfo
 from tubelet.data.listing import Manifest, Video
 from tubelet.data.root import look_again
+from tubelet.data.storage import Place
 from tubelet.types import TubeletError
 
 Sampling = Literal["random", "dense", "segments", "grid"]
 Crop = Literal["resized", "multiscale", "center", "grid"]
 ViewTimes = Literal["independent", "same", "near"]
+Flow = Literal["none", "beside", "instead", "exchanged"]
+READ: dict[Flow, tuple[Literal["path", "flow"], ...]] = {
+    "none": ("path",), "beside": ("path", "flow"), "instead": ("flow",), "exchanged": ("flow", "path"),
+}  # fmt: skip
+"""Which places of a row are read: the first is the video of a sample, the second what comes beside it."""
 
 
 class Piece(NamedTuple):
@@ -29,11 +37,18 @@ class Piece(NamedTuple):
     pixels: Tensor
     """T C H W uint8."""
     mirrored: bool = False
+    is_flow: bool = False
+    """Whether its first channel is a displacement, which a mirror turns round."""
 
     def square(self, size: int) -> Tensor:
         """T C size size, uint8."""
-        square = transform.fit(self.pixels, size, size)
-        return transform.flip(square) if self.mirrored else square
+        return self.turned(transform.fit(self.pixels, size, size))
+
+    def turned(self, square: Tensor) -> Tensor:
+        """What became of its pixels, mirrored if they are to be."""
+        if not self.mirrored:
+            return square
+        return transform.flip_flow(square) if self.is_flow else transform.flip(square)
 
 
 class Taken(NamedTuple):
@@ -45,6 +60,8 @@ class Taken(NamedTuple):
     """Likewise: T seconds."""
     sound: list[list[Tensor | None]]
     """Likewise, where sound is asked for: S float32; None where a file has none."""
+    beside: list[list[Piece]]
+    """The same moments and crops of a second film, where flow comes beside the video; else for each repeat none."""
 
 
 class Clips:
@@ -86,6 +103,9 @@ class Clips:
             takes work from the workers and sends larger pictures. On a CPU it is the same work, with the same result.
         audio_rate: samples a second of the sound of each clip's seconds, mixed to one channel; 0 = no sound.
         captions: column of the manifest whose words come along; None = no text.
+        flow: optical flow, of the same moments and crops, of a manifest that `tubelet data flow` has made: "beside" the
+            video, or "instead" of it, so that any method trains a network of flow; "exchanged" puts the video beside
+            its flow, for networks of flow that learn with a look at the video.
         reader: "pyav", "torchcodec" (which has to be installed), or, for a run, "auto": the faster one on a few of its
             files, measured when it is started first. Their pixels differ a little where pictures are shrunk.
         clips: how many clips a grid takes along time.
@@ -120,6 +140,7 @@ class Clips:
         resize_on: Literal["worker", "device"] = "worker",
         audio_rate: int = 0,
         captions: str | None = None,
+        flow: Literal["none", "beside", "instead", "exchanged"] = "none",
         reader: Literal["pyav", "torchcodec", "auto"] = "pyav",
         clips: int = 1,
         crops: int = 1,
@@ -139,6 +160,7 @@ class Clips:
         self.weights, self.strides = weights, strides or {}
         self.resize_on = resize_on
         self.audio_rate, self.captions = audio_rate, captions
+        self.flow: Flow = flow
         self.reader: torchcodec.Reader = reader
         self.seed = seed
         self.in_segments = segments or sampling == "segments"
@@ -146,6 +168,9 @@ class Clips:
         self._check()
         self.labels = torch.tensor(manifest.labels, dtype=torch.int64)
         """One a row; -1 where a video has none."""
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(manifest.groups))}
+        self.groups = torch.tensor([numbers[name] for name in manifest.groups])
+        """The number of each row's group, which it shares with its siblings."""
 
     def _check(self) -> None:
         if not len(self.manifest):
@@ -155,7 +180,7 @@ class Clips:
         for name, value in {**counts, "clips": self.grid[0], "crops": self.grid[1]}.items():
             if value < 1:
                 raise TubeletError(f"{name} must be at least 1, not {value}")
-        choices = {"sampling": Sampling, "crop": Crop, "view_times": ViewTimes}
+        choices = {"sampling": Sampling, "crop": Crop, "view_times": ViewTimes, "flow": Flow}
         for name, known in ((name, get_args(kind)) for name, kind in choices.items()):
             choice = getattr(self, name)
             if choice not in known:
@@ -175,6 +200,7 @@ class Clips:
 
         self._check_corpora()
         self._check_modalities()
+        self._check_flow()
 
     def _check_corpora(self) -> None:
         known = {video.corpus for video in self.manifest.videos if video.corpus is not None} if self.strides else set()
@@ -198,6 +224,24 @@ class Clips:
                 "audio_rate needs clips that all last equally long: a reference_fps above 0, no data.strides, and a "
                 "sampling other than 'segments'"
             )
+
+    def _check_flow(self) -> None:
+        if self.flow == "none":
+            return
+        lacking = sum(video.flow is None for video in self.manifest.videos)
+        if lacking:
+            source = self.manifest.source or "clips.csv"
+            raise TubeletError(
+                f"data.flow {self.flow}: {lacking:,} of {len(self.manifest):,} videos of {source} have no flow: "
+                f"`tubelet data flow {source} --out flow/` computes it, and then --data.manifest flow/clips.csv"
+            )
+        if self.randaugment is not None:
+            raise TubeletError(f"data.flow {self.flow}: randaugment knows pictures alone: set data.randaugment to none")
+
+    @property
+    def has_beside(self) -> bool:
+        """Whether a second film comes beside the video."""
+        return len(READ[self.flow]) > 1
 
     @property
     def samples(self) -> int:
@@ -227,9 +271,13 @@ class Clips:
 
     @property
     def clip(self) -> dict[str, Any]:
-        """The shape of a clip, as it is stored beside a backbone; with ``segments`` where it is tested in them."""
+        """The shape of a clip, as it is stored beside a backbone; with ``segments`` where it is tested in them.
+
+        Likewise with ``flow``, where that is what the backbone sees.
+        """
         shape = {name: getattr(self, name) for name in ("frames", "stride", "reference_fps", "size")}
-        return shape | ({"segments": True} if self.in_segments else {})
+        shape |= {"segments": True} if self.in_segments else {}
+        return shape | ({"flow": "instead"} if READ[self.flow][0] == "flow" else {})
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -254,7 +302,8 @@ class Clips:
             UnreadableVideo: its file gives no frame.
         """
         video = self.manifest[row]
-        look_again(video.path, self.manifest.root)
+        for name in ("path", *READ[self.flow]):
+            look_again(getattr(video, name), self.manifest.root)
         info = read.probe(video.path, video.fps)
         start_s, duration_s = _span(video, info)
         stride = self.strides.get(video.corpus, self.stride) if video.corpus is not None else self.stride
@@ -264,21 +313,34 @@ class Clips:
             [draws.generator(*key, repeat, view, "clip") for view in range(self._reads)] for repeat in range(repeats)
         ]
         times = [start_s + t for views in streams for t in self._times(duration_s, info.fps, gap_s, views)]
-        pixels = self._pixels(video, numpy.concatenate(times)).split(self.frames * self.density)
+        films = self._films(video, numpy.concatenate(times))
         sound = [self._sound(video, info, t) for t in times] if self.audio_rate else []
-        clips, kept, heard = [], [], []
+        clips, kept, heard, beside = [], [], [], []
         for repeat, views in enumerate(streams):
             mine = slice(repeat * self._reads, (repeat + 1) * self._reads)
-            decoded = zip(pixels[mine], views, strict=True)
-            clips.append([square for clip, stream in decoded for square in self._crop(clip, stream)])
+            cropped = [self._cropped(film[mine], views, is_flow) for is_flow, film in films]
+            clips.append(cropped[0])
+            beside.append(cropped[1] if self.has_beside else [])
             kept.append([t for t in times[mine] for _ in range(self.views // self._reads)])
             heard.append([wave for wave in sound[mine] for _ in range(self.views // self._reads)])
-        return Taken(clips, kept, heard)
+        return Taken(clips, kept, heard, beside)
 
-    def _pixels(self, video: Video, times_s: numpy.ndarray) -> Tensor:
-        if self.reader == "torchcodec" and read.is_file(video.path):
-            return torchcodec.read(video.path, times_s, self._decode_side)
-        return read.read(video.path, times_s, self._decode_side, video.fps)
+    def _films(self, video: Video, times_s: numpy.ndarray) -> list[tuple[bool, tuple[Tensor, ...]]]:
+        """What is read of a row, in pictures of one size: of each film whether it is of flow, and its clips."""
+        films = [self._pixels(getattr(video, name), video.fps, times_s) for name in READ[self.flow]]
+        films = [transform.fit(film, *films[0].shape[-2:]) for film in films]
+        clips = (film.split(self.frames * self.density) for film in films)
+        return [(name == "flow", parts) for name, parts in zip(READ[self.flow], clips, strict=True)]
+
+    def _pixels(self, place: Place, fps: float | None, times_s: numpy.ndarray) -> Tensor:
+        if self.reader == "torchcodec" and read.is_file(place):
+            return torchcodec.read(place, times_s, self._decode_side)
+        return read.read(place, times_s, self._decode_side, fps)
+
+    def _cropped(self, clips: Sequence[Tensor], streams: Sequence[Generator], is_flow: bool) -> list[Piece]:
+        """The squares of each view. The draws are made of copies: each film of a video gets the same."""
+        pairs = zip(clips, copy.deepcopy(streams), strict=True)
+        return [piece for clip, stream in pairs for piece in self._crop(clip, stream, is_flow)]
 
     def _sound(self, video: Video, info: VideoInfo, times_s: numpy.ndarray) -> Tensor | None:
         """The sound from when the first frame of a clip is shown, of the length of all clips; None = there is none."""
@@ -313,7 +375,7 @@ class Clips:
         times = [draw(duration_s, fps, frames, gap_s, stream) for stream in streams]
         return [times[0]] * len(times) if self.view_times == "same" else times
 
-    def _crop(self, clip: Tensor, stream: Generator) -> list[Piece]:
+    def _crop(self, clip: Tensor, stream: Generator, is_flow: bool = False) -> list[Piece]:
         """The squares of a test grid, or one square at random, or the part of the picture that it is yet to be."""
         if self.sampling == "grid":
             return [Piece(square) for square in transform.crops(clip, self.size, self.grid[1])]
@@ -326,7 +388,7 @@ class Clips:
             part = transform.cut(clip, transform.multi_scale_box(height, width, self.size, stream))
         else:
             part = transform.center_crop(clip, self.size)
-        piece = Piece(part, self.flip and stream.random() < 0.5)
+        piece = Piece(part, self.flip and stream.random() < 0.5, is_flow)
         if self.resize_on == "device" and part.shape[-2] * part.shape[-1] <= self.largest_piece:
             return [piece]
         return [Piece(piece.square(self.size))]

@@ -23,10 +23,12 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
             moved[name] = [copied(one, device) if isinstance(one, Tensor) else one for one in value]
         else:
             moved[name] = copied(value, device)  # type: ignore[arg-type]
-    moved["video"] = [
-        v.to(torch.float32, memory_format=torch.contiguous_format).div_(255) if v.dtype == torch.uint8 else v
-        for v in moved["video"]
-    ]
+    for name in ("video", "flow"):
+        if name in moved:
+            moved[name] = [
+                v.to(torch.float32, memory_format=torch.contiguous_format).div_(255) if v.dtype == torch.uint8 else v
+                for v in moved[name]
+            ]
     return Batch(**moved)
 
 
@@ -42,7 +44,7 @@ def squares(pieces: Sequence[Piece], size: int, device: torch.device) -> Tensor:
     for piece in pieces:
         whole = copied(piece.pixels, device).float().div_(255)  # T C H W
         square = interpolate(whole, (size, size), mode="bilinear", antialias=True)
-        made.append((square.flip(-1) if piece.mirrored else square).transpose(0, 1))  # C T size size
+        made.append(piece.turned(square).transpose(0, 1))  # C T size size
     return torch.stack(made)  # B C T size size
 
 

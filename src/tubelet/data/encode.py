@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import av
 import numpy
@@ -135,16 +135,28 @@ def stored(contents: Iterable[bytes], suffix: str, key: str, path: Path) -> Enco
     return result
 
 
-def video(frames: Frames, sound: Sound | None, quality: int, gop: int, fps: float, key: str, path: Path) -> Encoded:
+def video(
+    frames: Frames,
+    sound: Sound | None,
+    quality: int,
+    gop: int,
+    fps: float,
+    key: str,
+    path: Path,
+    *,
+    pixels: Literal["yuv420p", "rgb24"] = "yuv420p",
+) -> Encoded:
     """H.264 in MP4 that decodes cheaply from anywhere: a key frame every `gop` frames, no B-frames, no CABAC.
 
-    Every frame keeps its time. The last row or column of an odd picture is cut off, as 4:2:0 has even ones only.
+    Every frame keeps its time. The last row or column of an odd picture is cut off, as 4:2:0 has even ones only. With
+    "rgb24" the three channels are kept as they are, each at its full size, which few players other than FFmpeg's know.
     """
+    codec, fitting = ("libx264", _even) if pixels == "yuv420p" else ("libx264rgb", numpy.asarray)
     result = Encoded("mp4")
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with av.open(str(path), "w", format="mp4", options=options) as container:
         stream: Any = container.add_stream(
-            "libx264", rate=Fraction(fps).limit_denominator(60_000),
+            codec, rate=Fraction(fps).limit_denominator(60_000),
             # With macroblock trees, which use assembly, a few files in a hundred came out other than the time before.
             options={"crf": str(quality), "g": str(gop), "bf": "0", "preset": "veryfast", "tune": "fastdecode",
                      "mbtree": "0"},
@@ -153,11 +165,11 @@ def video(frames: Frames, sound: Sound | None, quality: int, gop: int, fps: floa
         stream.codec_context.time_base = Fraction(1, CLOCK)
         track: Any = None if sound is None else container.add_stream("aac", rate=sound.rate, layout=sound.layout)
         ticks = -1
-        for start_s, frame in result.noted((start_s, _even(frame)) for start_s, frame in frames):
+        for start_s, frame in result.noted((start_s, fitting(frame)) for start_s, frame in frames):
             if ticks < 0:
-                stream.height, stream.width, stream.pix_fmt = *frame.shape[:2], "yuv420p"
+                stream.height, stream.width, stream.pix_fmt = *frame.shape[:2], pixels
             ticks = max(ticks + 1, round(start_s * CLOCK))
-            container.mux(stream.encode(_picture(frame, "yuv420p", ticks, Fraction(1, CLOCK))))
+            container.mux(stream.encode(_picture(frame, pixels, ticks, Fraction(1, CLOCK))))
         container.mux(stream.encode(None))
         if sound is not None and track is not None:
             for chunk in sound.chunks:

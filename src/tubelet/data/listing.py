@@ -1,8 +1,9 @@
 """The manifest: which videos there are, which part of each is meant, and what is known of them.
 
 A CSV or Parquet table with a column `path` and, where known, `start_s`, `end_s`, `label`, `group`, `split`, `fps`,
-`corpus`; any other column is kept. Relative paths start at the manifest's folder; a path may be a URL (`s3://...`), and
-so may the manifest. A video is a file, a folder or an archive of pictures, or a sample of a shard: see `read.py`.
+`corpus`, `flow`; any other column is kept. Relative paths start at the manifest's folder; a path may be a URL
+(`s3://...`), and so may the manifest. A video is a file, a folder or an archive of pictures, or a sample of a shard:
+see `read.py`.
 VideoMAE's own lists are read too: `path label` on each line, without a header, and V2's `path 0 -1`; of folders of
 pictures `folder count label`, or for pre-training `folder first count`.
 
@@ -32,7 +33,7 @@ from tubelet.data.storage import Place, Url, content, place, resolved, words
 from tubelet.registry import nearest
 from tubelet.types import TubeletError
 
-KNOWN = ("path", "start_s", "end_s", "label", "group", "split", "fps", "corpus")
+KNOWN = ("path", "start_s", "end_s", "label", "group", "split", "fps", "corpus", "flow")
 CLASS_NUMBER = "class_number"
 MOST_CLASSES = 100_000
 PARQUET = {".parquet", ".pq"}
@@ -54,6 +55,8 @@ class Video:
     """Pictures a second, where the video is pictures without a clock."""
     corpus: str | None = None
     """Which of the corpora of a mixture it belongs to."""
+    flow: Place | None = field(default=None, repr=False)  # packs know their manifest by how rows look
+    """The film of its optical flow, of the same times: see `tubelet.data.flow`."""
 
 
 class Manifest(Sequence[Video]):
@@ -112,6 +115,7 @@ class Manifest(Sequence[Video]):
         for v in self.videos:
             row = (written(v.path, self.source), v.start_s, v.end_s, v.label, v.group, v.split)
             row += () if v.fps is None and v.corpus is None else (v.fps, v.corpus)
+            row += () if v.flow is None else (written(v.flow, self.source),)
             digest.update(repr(row).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -185,7 +189,8 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
     rows = []
     for video in manifest:
         row: dict[str, Any] = {c: getattr(video, c) for c in known} | {c: video.extra.get(c) for c in extra}
-        rows.append(row | {"path": written(video.path, target)})
+        places = {c: written(row[c], target) for c in ("path", "flow") if row.get(c) is not None}
+        rows.append(row | places)
     if manifest.classes != Manifest(manifest.videos).classes:
         extra.append(CLASS_NUMBER)
         for row, number in zip(rows, manifest.labels, strict=True):
@@ -399,6 +404,7 @@ def _video(where: str, row: Mapping[str, str], base: Base) -> Video:
         extra={name: cell for name, cell in row.items() if name and name not in KNOWN},
         fps=_number(where, row, "fps", "pictures a second above 0"),
         corpus=row.get("corpus", "").strip() or None,
+        flow=_located(where, row["flow"], base) if row.get("flow", "").strip() else None,
     )
 
 

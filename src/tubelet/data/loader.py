@@ -61,6 +61,7 @@ class _Cut(NamedTuple):
     height: int
     width: int
     mirrored: bool
+    is_flow: bool = False
 
 
 class _Read(NamedTuple):
@@ -69,7 +70,7 @@ class _Read(NamedTuple):
     times: list[list[numpy.ndarray]]
     """Of each repeat and view."""
     cuts: list[list[_Cut]]
-    """Likewise."""
+    """Likewise, and then of what comes beside each view."""
     heard: bool
     """Whether there was sound."""
 
@@ -211,11 +212,11 @@ class Loader:
                 ring.unpin()
 
     def _rows(self, repeats: int) -> list[_Row]:
-        """What one slot takes: the pictures of each view, then the sound of each."""
+        """What one slot takes: the pictures of each view, then those beside each, then the sound of each."""
         clips = self.clips
         pictures = _Row((repeats, clips.frames * clips.density * clips.largest_piece * 3), numpy.uint8)
         sound = [_Row((repeats, clips.samples), numpy.float32)] if clips.audio_rate else []
-        return [pictures] * clips.views + sound * clips.views
+        return [pictures] * (clips.views * (1 + clips.has_beside)) + sound * clips.views
 
     def _wait_for(self, results: Iterator[_Done]) -> list[_Done]:
         """The next group, complete; nothing after the last."""
@@ -275,11 +276,15 @@ class Loader:
             ],  # B T
             label=clips.labels[ids],
             id=ids,
+            group=clips.groups[ids],
             key=torch.tensor(keys),
             readable=torch.tensor(readable).repeat_interleave(slot.repeats),
         )
+        if clips.has_beside:
+            beside = range(clips.views, 2 * clips.views)
+            batch["flow"] = [self._video(group, place, rings[place], device) for place in beside]
         if clips.audio_rate:
-            batch["audio"] = [ring[here].flatten(0, 1).clone() for ring in rings[clips.views :]]  # B S
+            batch["audio"] = [ring[here].flatten(0, 1).clone() for ring in rings[-clips.views :]]  # B S
             present = [isinstance(result, _Read) and result.heard for _, result in group]
             batch["audio_present"] = torch.tensor(present).repeat_interleave(slot.repeats)
         if clips.captions is not None:
@@ -289,7 +294,7 @@ class Loader:
     def _video(
         self, group: list[_Done], view: int, ring: Ring, device: torch.device | str | None
     ) -> Tensor:
-        """The clips of a view, out of the ring: B C T H W."""
+        """The clips of a view, or of what comes beside it, out of the ring: B C T H W."""
         clips = self.clips
         frames, size = clips.frames * clips.density, clips.size
         if clips.resize_on == "worker":
@@ -304,7 +309,7 @@ class Loader:
                 cut = result.cuts[repeat][view] if isinstance(result, _Read) else _Cut(size, size, False)
                 pixels = ring.array[task.place, repeat, : frames * cut.height * cut.width * 3]
                 pixels = torch.from_numpy(pixels.reshape(frames, cut.height, cut.width, 3))
-                pieces.append(Piece(pixels.permute(0, 3, 1, 2), cut.mirrored))  # T C H W
+                pieces.append(Piece(pixels.permute(0, 3, 1, 2), cut.mirrored, cut.is_flow))  # T C H W
         return squares(pieces, size, torch.device(device or "cpu"))
 
     def _insist_on_one(self, task: _Task) -> None:
@@ -325,13 +330,14 @@ def _fill(clips: Clips, rings: list[Ring], task: _Task) -> _Read | Failure:
         taken = clips.take(task.row, task.slot.epoch, task.slot.repeats, task.slot.id)
     except UnreadableVideo as error:
         return Failure(error.reason)
-    for repeat, views in enumerate(taken.clips):
-        for ring, piece in zip(rings, views, strict=False):
+    pieces = [views + beside for views, beside in zip(taken.clips, taken.beside, strict=True)]
+    for repeat, films in enumerate(pieces):
+        for ring, piece in zip(rings, films, strict=False):
             pixels = piece.pixels.permute(0, 2, 3, 1).numpy()  # T H W C
             ring.array[task.place, repeat, : pixels.size].reshape(pixels.shape)[:] = pixels
     for repeat, waves in enumerate(taken.sound):
-        for ring, wave in zip(rings[clips.views :], waves, strict=False):
+        for ring, wave in zip(rings[-clips.views :], waves, strict=False):
             ring.array[task.place, repeat] = 0 if wave is None else wave.numpy()
     heard = any(wave is not None for waves in taken.sound for wave in waves)
-    cuts = [[_Cut(*p.pixels.shape[-2:], mirrored=p.mirrored) for p in views] for views in taken.clips]
+    cuts = [[_Cut(*p.pixels.shape[-2:], mirrored=p.mirrored, is_flow=p.is_flow) for p in films] for films in pieces]
     return _Read(taken.times, cuts, heard)

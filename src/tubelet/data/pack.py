@@ -181,7 +181,7 @@ def _workplace(out: Place, packing: Packing, manifest: Manifest, videos: int) ->
     try:
         _refuse_others(out)
         desk = _desk(out)
-        with _alone(desk, out):
+        with alone(desk, f"packing into {out}"):
             there = plan_of(out)
             if there is not None:
                 _compare(out, there, plan)
@@ -221,19 +221,19 @@ def _desk(out: Place) -> Path:
 
 
 @contextmanager
-def _alone(desk: Path, out: Place) -> Iterator[None]:
-    """Keeps a second process from packing into the same folder. The lock ends with this process; forks have no part.
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Keeps a second process from `doing` the same in a folder. The lock ends with this process; forks have no part.
 
     It is on a file that nobody reads: such a lock is lost as soon as the process closes the file anywhere.
     """
     if fcntl is None:
         yield
         return
-    with (desk / LOCK).open("a") as file:
+    with (folder / LOCK).open("a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise TubeletError(f"another process is packing into {out}: wait for it, or end it") from None
+            raise TubeletError(f"another process is {doing}: wait for it, or end it") from None
         yield
 
 
@@ -423,15 +423,18 @@ def _finish(
 
 
 def _row(video: Video, place: Place, source: str, packing: Packing) -> Video:
-    """The row of a packed video: all that was known of it, but the span, which is all that there is of it now."""
+    """The row of a packed video: all that was known of it, but the span, which is all that there is of it now.
+
+    Its flow is left out too: a pack may have other times and frames than its source, and flow of its own.
+    """
     extra = {"packed_from" if "source" in video.extra else "source": source, **video.extra}
     group = source if video.group is None else video.group  # spans of one file still belong together
     if packing.format == "original":
-        return replace(video, path=place, group=group, extra=extra)
+        return replace(video, path=place, group=group, extra=extra, flow=None)
     for name in ("start_s", "end_s"):
         if (second := getattr(video, name)) is not None:
             extra[f"source_{name}"] = f"{second:g}"
-    return replace(video, path=place, start_s=None, end_s=None, fps=None, group=group, extra=extra)
+    return replace(video, path=place, start_s=None, end_s=None, fps=None, group=group, extra=extra, flow=None)
 
 
 def gigabytes(count: float) -> str:

@@ -3,7 +3,8 @@
 Ten of the eleven motions are five pairs of which one is the other played backwards: left and right, up and down,
 approach and recede, turn_left and turn_right, appear_then_move and move_then_vanish. The last, bounce, is its own
 reverse. Shape, texture, colour, speed, size, position, orientation, background and camera are nuisances, drawn
-independently of the class.
+independently of the class. Words (`synthetic_words`) and, where it is asked for, sound (`synthetic_sound`) tell the
+motion too.
 
 At frame ``frames // 2`` position, size and orientation have the same distribution in every class, so this frame
 alone tells nothing. Towards the ends position and size lean to where the motion comes from and leads, as they must
@@ -34,6 +35,8 @@ from rich import progress
 
 from tubelet import draws, log
 from tubelet.data.listing import Manifest, Video, write_manifest
+from tubelet.data.synthetic_sound import add_sound, sound
+from tubelet.data.synthetic_words import caption, narration
 from tubelet.types import TubeletError
 
 MOTIONS = (
@@ -78,6 +81,8 @@ class Corpus:
         background_brightness: least and greatest mean of the background.
         background_contrast: its standard deviation.
         noise: standard deviation of every pixel's noise, fresh in each frame.
+        sound: the files have a track of sound that tells the motion.
+        silent: share of the clips whose files have none all the same.
     """
 
     clips: int
@@ -97,6 +102,8 @@ class Corpus:
     background_brightness: tuple[float, float] = (0.15, 0.45)
     background_contrast: float = 0.1
     noise: float = 0.02
+    sound: bool = False
+    silent: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("motions", "mover_size", "speed", "mover_brightness", "background_brightness"):
@@ -113,7 +120,7 @@ class Corpus:
             value = getattr(self, name)
             if len(value) != 2 or not 0 < value[0] <= value[1] <= 1:
                 raise TubeletError(f"{name} = {value}: give two numbers above 0 and up to 1, the lesser first")
-        for name in ("spread", "drift", "camera", "mover_contrast", "background_contrast", "noise"):
+        for name in ("spread", "drift", "camera", "mover_contrast", "background_contrast", "noise", "silent"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TubeletError(f"{name} = {getattr(self, name)}: it must be between 0 and 1")
 
@@ -161,10 +168,10 @@ def make_corpus(
 ) -> Path:
     """Renders and encodes `clips` training and `test` test clips: ``out/clips/00000.mp4`` and so on.
 
-    Beside them: ``clips.csv``, the manifest; ``factors.json``, ``{path: factors}`` with every factor of a clip,
-    its boxes (one a frame, xyxy in 0..1, or null) and its masks (one a frame, for `decode_mask`);
-    ``synthetic.json``, the arguments. The same arguments give the same bytes whatever the number of workers. A
-    finished folder is left as it is, a half-made one is completed.
+    Beside them: ``clips.csv``, the manifest, with a `caption` and a `narration` of each (`synthetic_words`);
+    ``factors.json``, ``{path: factors}`` with every factor of a clip, its boxes (one a frame, xyxy in 0..1, or null)
+    and its masks (one a frame, for `decode_mask`); ``synthetic.json``, the arguments. The same arguments give the same
+    bytes whatever the number of workers. A finished folder is left as it is, a half-made one is completed.
 
     Args:
         size: height and width in pixels, even.
@@ -187,8 +194,8 @@ def make_corpus(
         factors = dict(shown)
         _write(out / "factors.json", json.dumps(factors, separators=(",", ":")))
         videos = []
-        for name, of in factors.items():
-            extra = {column: str(of[column]) for column in COLUMNS}
+        for index, (name, of) in enumerate(factors.items()):
+            extra = {column: str(of[column]) for column in COLUMNS} | _words(index, corpus)
             videos.append(Video((out / name).resolve(), label=of["label"], split=of["split"], extra=extra))
         write_manifest(manifest, Manifest(videos))  # last: it says that the corpus is whole
     return manifest
@@ -420,8 +427,8 @@ def load_textures() -> dict[str, Pyramid]:
     return textures
 
 
-def _encode(path: Path, video: NDArray[numpy.uint8], fps: float) -> None:
-    """Writes frames (T H W 3) as H.264; never half a file. One thread makes the bytes repeatable."""
+def _encode(path: Path, video: NDArray[numpy.uint8], fps: float, wave: NDArray[numpy.float32] | None = None) -> None:
+    """Writes frames (T H W 3) as H.264, and sound (S) as AAC; never half a file. One thread: the bytes repeat."""
     import av
 
     temporary = path.with_suffix(".part")
@@ -433,6 +440,8 @@ def _encode(path: Path, video: NDArray[numpy.uint8], fps: float) -> None:
         for image in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
+    if wave is not None:
+        add_sound(temporary, wave)
     temporary.replace(path)
 
 
@@ -442,11 +451,24 @@ def _render_one(index: int, out: Path, corpus: Corpus) -> Record:
     video, masks = render(scene, corpus, draws.generator(corpus.seed, index, "pixels"))
     name = f"clips/{index:05d}.mp4"
     if not (out / name).exists():
-        _encode(out / name, video, corpus.fps)
+        _encode(out / name, video, corpus.fps, _sound(scene, index, corpus))
     factors = {key: _rounded(value) for key, value in asdict(scene).items()}
     start = _rounded(tuple(track(scene, corpus.frames).centre[0]))
     boxes, runs = [_box(mask) for mask in masks], [encode_mask(mask) for mask in masks]
     return name, factors | {"noise": corpus.noise, "start": start, "boxes": boxes, "masks": runs}
+
+
+def _sound(scene: Scene, index: int, corpus: Corpus) -> NDArray[numpy.float32] | None:
+    rng = draws.generator(corpus.seed, index, "sound")
+    if not corpus.sound or rng.random() < corpus.silent:
+        return None
+    return sound(scene, track(scene, corpus.frames), corpus.frames / corpus.fps, rng)
+
+
+def _words(index: int, corpus: Corpus) -> dict[str, str]:
+    """The columns of the manifest that are words."""
+    scene, rng = draw_scene(corpus, index), draws.generator(corpus.seed, index, "words")
+    return {"caption": caption(scene, rng), "narration": narration(scene, rng)}
 
 
 def _box(mask: NDArray[numpy.bool_]) -> list[float] | None:
@@ -475,8 +497,9 @@ def _claim(out: Path, corpus: Corpus) -> None:
     """Makes the folder this corpus's, or complains that it is another's."""
     record = out / "synthetic.json"
     arguments = json.loads(json.dumps({**asdict(corpus), "version": VERSION}))
+    later = {"sound": False, "silent": 0.0}  # arguments that a corpus made before there were any does not name
     if record.exists():
-        there = json.loads(record.read_text(encoding="utf-8"))
+        there = later | json.loads(record.read_text(encoding="utf-8"))
         for name, value in arguments.items():
             if there.get(name) != value:
                 what = f"a corpus with {name} = {there.get(name)}, not {value}"

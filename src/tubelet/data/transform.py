@@ -108,6 +108,18 @@ def flip(clip: Tensor) -> Tensor:
     return clip.flip(-1)
 
 
+def flip_flow(clip: Tensor) -> Tensor:
+    """Swaps left and right of a flow film, whose first channel (a displacement, 128 of 255 = still) then points back.
+
+    Args:
+        clip: T C H W uint8, or floats in [0, 1].
+    """
+    mirrored, most = flip(clip).clone(), 1.0 if clip.is_floating_point() else 255
+    back = 256 / 255 - mirrored[:, 0] if clip.is_floating_point() else 256 - mirrored[:, 0].short()
+    mirrored[:, 0] = back.clamp(max=most)
+    return mirrored
+
+
 def cut(clip: Tensor, box: Box) -> Tensor:
     """A part of the picture, in the same memory: T C height width."""
     return clip[..., box.top : box.top + box.height, box.left : box.left + box.width]

@@ -1,17 +1,21 @@
-"""Clusters: balanced assignments of a batch, and k-means of a whole set."""
+"""Clusters: balanced assignments of a batch, and k-means of a whole set, with what comes before it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tubelet import dist, draws
+from tubelet.types import Batch
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, earlier: Tensor | None = None) -> Tensor:
     """Shares of each clip in the clusters, such that every cluster gets as much of the batch of all processes.
 
     Rows and columns of ``exp(scores / epsilon)`` are brought to equal sums in turn (Cuturi 2013; as in SwAV, Caron et
@@ -20,18 +24,22 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     Args:
         scores: B K, this process's part.
         epsilon: less makes assignments harder.
+        earlier: Q K, the same on all processes: clips of earlier batches that are divided up with this one's.
 
     Returns:
         B K float32, rows sum to 1.
     """
-    scores = dist.gather_rows(scores.double() / epsilon)
-    logarithm = scores - scores.logsumexp(dim=(0, 1))  # all B K
+    scores = dist.gather_rows(scores.double() / epsilon)  # all B K
+    own = len(scores)
+    if earlier is not None:
+        scores = torch.cat([scores, earlier.double() / epsilon])  # all B+Q K
+    logarithm = scores - scores.logsumexp(dim=(0, 1))
     count, clusters = logarithm.shape
     for _ in range(iterations):
         logarithm = logarithm - logarithm.logsumexp(dim=0, keepdim=True) - math.log(clusters)
         logarithm = logarithm - logarithm.logsumexp(dim=1, keepdim=True) - math.log(count)
     shares = (logarithm + math.log(count)).exp().float()
-    return dist.own_part(shares)  # B K
+    return dist.own_part(shares[:own])  # B K
 
 
 @torch.no_grad()
@@ -81,3 +89,65 @@ def _nearest(points: Tensor, centres: Tensor) -> Tensor:
     """N: the centre of least distance."""
     norms = centres.square().sum(dim=1)  # K
     return torch.cat([(norms - 2 * block @ centres.T).argmin(dim=1) for block in points.split(16384)])
+
+
+@torch.no_grad()
+def encode_all(
+    batches: Iterable[Batch], network: nn.Module, encode: Callable[[Batch], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Goes through the training set, as `now.ordered()` of a hook does; all processes get all of it.
+
+    All do equally many forward passes, as sharded weights need.
+
+    Args:
+        network: what ``encode`` calls; it is in evaluation mode meanwhile.
+        encode: makes one vector of each clip, B D; the batch is on the network's device, clips as floats in [0, 1].
+
+    Returns:
+        N D float32, in the order of `id`, and N bool: which of the videos can be read.
+    """
+    device, training = next(network.parameters()).device, network.training
+    network.eval()
+    remaining, batch = iter(batches), None
+    vectors, readable = [], []
+    while dist.any_process((following := next(remaining, None)) is not None):
+        batch = batch if following is None else _floats(following, device)
+        assert batch is not None, "every process has a part"
+        encoded = encode(batch).float()  # B D
+        if following is not None:
+            vectors.append(encoded.cpu())
+            readable.append(batch["readable"].cpu())
+    network.train(training)
+    parts = dist.gather((torch.cat(vectors), torch.cat(readable)))
+    return torch.cat([part for part, _ in parts]).to(device), torch.cat([part for _, part in parts]).to(device)
+
+
+def _floats(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, with bytes as floats in [0, 1]."""
+
+    def moved(value: object) -> object:
+        if isinstance(value, list):
+            return [moved(one) for one in value]
+        if not isinstance(value, Tensor):
+            return value
+        value = value.to(device)
+        return value.float() / 255 if value.dtype == torch.uint8 else value
+
+    return cast("Batch", {name: moved(value) for name, value in batch.items()})
+
+
+@torch.no_grad()
+def whitened(points: Tensor, components: int) -> Tensor:
+    """Unit vectors along the principal axes of points, each axis scaled to variance 1 (DeepCluster, section 3.3).
+
+    Args:
+        points: N D.
+        components: how many axes at most; those along which nothing varies are left out.
+
+    Returns:
+        N components float32.
+    """
+    centred = points.double() - points.double().mean(dim=0)
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))  # D, D D: smallest first
+    kept = (variances > 1e-9 * variances[-1]).nonzero().flatten()[-components:]
+    return F.normalize(centred @ axes[:, kept] / variances[kept].sqrt(), dim=1).float()  # N components

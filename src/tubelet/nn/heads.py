@@ -6,8 +6,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tubelet import dist
+
+UNSEEN = "backbone.norm.bias"
+"""The shift of a ViT's last norm. The first batch norm of a projector takes it away again: its gradient is rounding
+errors, of which Adam would make whole steps. A learner with such a projector leaves it out of `parameters_of`."""
 
 
 class BatchNorm(nn.Module):
@@ -52,16 +57,33 @@ class Projector(nn.Sequential):
         layers: number of linear maps.
         norm: batch norms after the inner maps.
         last_norm: one after the last map too, without factor and shift.
+        last_bias: a bias of the last map, unless a norm follows; one that enters another projector is taken away there.
     """
 
     def __init__(
-        self, dim: int, hidden: int, out: int, layers: int = 2, norm: bool = True, last_norm: bool = False
+        self,
+        dim: int,
+        hidden: int,
+        out: int,
+        layers: int = 2,
+        norm: bool = True,
+        last_norm: bool = False,
+        last_bias: bool = True,
     ) -> None:
         modules: list[nn.Module] = []
         widths = [dim, *[hidden] * (layers - 1)]
         for before, width in pairwise(widths):
             modules += [nn.Linear(before, width, bias=not norm), *([BatchNorm(width)] if norm else []), nn.ReLU()]
-        modules.append(nn.Linear(widths[-1], out, bias=not last_norm))
+        modules.append(nn.Linear(widths[-1], out, bias=last_bias and not last_norm))
         if last_norm:
             modules.append(BatchNorm(out, affine=False))
         super().__init__(*modules)
+
+
+@torch.no_grad()
+def restart(parameter: Tensor, values: Tensor) -> None:
+    """Sets a weight, which may be sharded, to values that are the same on all processes."""
+    values = values.to(parameter.device, parameter.dtype)
+    if isinstance(parameter, DTensor):
+        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    parameter.copy_(values)

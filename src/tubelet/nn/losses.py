@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from tubelet import dist
 
 
 def contrast(
@@ -28,3 +31,32 @@ def contrast(
     if ignored is not None:
         scores = scores.masked_fill(ignored, -torch.inf)
     return scores.logsumexp(dim=1) - scores.masked_fill(~positive, -torch.inf).logsumexp(dim=1)  # B
+
+
+def nt_xent(
+    one: Tensor, other: Tensor, ids: Tensor, temperature: float, negatives: Tensor | None = None
+) -> Tensor:
+    """How badly each of two views of a clip finds the other among the views of all processes.
+
+    Source: Chen et al. 2020, SimCLR, equation 1. Other views of the same video, which are in a batch
+    where it is taken several times, are no negatives.
+
+    Args:
+        one, other: B D each, normalised by the caller.
+        ids: B int64, of the videos.
+        negatives: K D: further keys that fit no view, such as clips played backwards; those of all processes count.
+
+    Returns:
+        2B float32: of the first clip's two views, then of the second's.
+    """
+    views = torch.stack([one, other], dim=1).flatten(0, 1)  # 2B D
+    videos = ids.repeat_interleave(2)  # 2B
+    keys = dist.gather_rows(views)  # 2B*processes D, here K D
+    partner = torch.eye(len(keys), dtype=torch.bool, device=keys.device).unflatten(1, (-1, 2)).flip(2).flatten(1)  # K K
+    positive = dist.own_part(partner)  # 2B K
+    ignored = (videos[:, None] == dist.gather_rows(videos)) & ~positive  # 2B K
+    if negatives is not None:
+        more = dist.gather_rows(negatives)
+        keys = torch.cat([keys, more])
+        positive, ignored = (F.pad(mask, (0, len(more))) for mask in (positive, ignored))
+    return contrast(views, keys, positive, temperature, ignored)  # 2B

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,15 @@ class Ema(nn.Module):
                 torch._foreach_lerp_(list(mine), list(theirs), 1 - decay)
             for own, other in zip(average.buffers(), module.buffers(), strict=True):
                 own.copy_(other)
+
+
+def rising(momentum: float, done: float) -> float:
+    """An average's decay that rises from ``momentum`` to 1 along half a cosine (Grill et al. 2020, BYOL).
+
+    Args:
+        done: share of the run that is done.
+    """
+    return 1 - (1 - momentum) * (1 + math.cos(math.pi * done)) / 2
 
 
 class Queue(nn.Module):

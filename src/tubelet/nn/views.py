@@ -47,7 +47,13 @@ views of BYOL and MoCo v3 (Grill et al. 2020, table 6)."""
 
 
 def augmented(video: Tensor, keys: Tensor, stream: str, strength: str = "moco") -> Tensor:
-    """A view of each clip: colours, grey, blur and, where `STRENGTHS` has it, solarisation, in this order."""
+    """A view of each clip: colours, grey, blur and, where `STRENGTHS` has it, solarisation, in this order.
+
+    Args:
+        strength: of `STRENGTHS`, or "none", for flow.
+    """
+    if strength == "none":
+        return video
     how = STRENGTHS[strength]
     video = jitter(
         video, keys, f"{stream} jitter", how.brightness, how.contrast, how.saturation, how.hue, chance=how.jitter

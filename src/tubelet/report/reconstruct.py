@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tubelet import draws
 from tubelet.checkpoint import read_about
+from tubelet.data.flow import shown
 from tubelet.data.read import probe, read
 from tubelet.data.sample import grid, step_s
 from tubelet.data.storage import Place
@@ -101,7 +102,8 @@ def read_clip(
         if not 0 <= start_s < info.duration_s:
             raise TubeletError(f"{video} lasts {info.duration_s:.2f} s: start_s must lie in it, not at {start_s:g}")
         times = start_s + 0.5 / info.fps + numpy.arange(shape["frames"]) * gap_s  # T
-    return center_crop(read(video, times, shape["size"], fps), shape["size"]), gap_s
+    with shown(video, shape, fps) as place:
+        return center_crop(read(place, times, shape["size"], fps), shape["size"]), gap_s
 
 
 def side_by_side(panels: list[Tensor], dim: int) -> Tensor:

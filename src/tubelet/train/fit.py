@@ -24,12 +24,12 @@ from tubelet.learner import Learner, Now
 from tubelet.log import Metrics, read_metrics, say, warn
 from tubelet.train import schedule
 from tubelet.train.guard import Guard
-from tubelet.train.health import FEWEST, VIDEOS, Health
+from tubelet.train.health import FEWEST, VIDEOS, Health, plain
 from tubelet.train.optim import adamw, set_rate
 from tubelet.train.parallel import Precision, distribute, shared_cores, whole
 from tubelet.train.progress import Progress, Stretch, advice
 from tubelet.train.state import RunState
-from tubelet.train.step import take_step
+from tubelet.train.step import take_steps
 from tubelet.train.stop import Abandoned, Interrupted, Preempted, Stop, stop_signals
 from tubelet.train.verdict import verdict
 from tubelet.train.watchdog import Watchdog
@@ -268,23 +268,21 @@ class _Training:
         started = time.perf_counter()
         run, plan, learner, batch = self.run, self.plan, self.run.learner, next(self.batches)
         epoch, within = divmod(run.step, plan.epoch)
-        learner.before_step(Now(run.step, epoch, within == 0, run.step / plan.total, self.loader.once))
-        flawed = False
-        for phase, optimiser in run.optimisers.items():
+        learner.before_step(Now(run.step, epoch, within == 0, run.step / plan.total, self._ordered))
+        for optimiser in run.optimisers.values():
             set_rate(optimiser, plan.rate(run.step))
-            measure = (run.step + 1) % plan.log_steps == 0
-            stepped = take_step(
-                self.model, learner, phase, optimiser, batch, plan.passes, plan.clip_norm, plan.precision, measure
-            )
-            if stepped.flaw:
-                self.guard.note(run.step, phase, stepped, batch)
-                flawed = True
-                break
-            self.stretch.add(stepped)
+        measure = (run.step + 1) % plan.log_steps == 0
+        taken = take_steps(
+            self.model, learner, run.optimisers, batch, plan.passes, plan.clip_norm, plan.precision, measure
+        )
+        flawed = next((phase for phase, stepped in taken.items() if stepped.flaw), None)
+        if flawed is not None:
+            self.guard.note(run.step, flawed, taken[flawed], batch)
         run.step += 1
-        if not flawed:
+        if flawed is None:
+            self.stretch.add(taken)
             self.guard.good()
-            learner.after_step(Now(run.step, epoch, within == 0, run.step / plan.total, self.loader.once))
+            learner.after_step(Now(run.step, epoch, within == 0, run.step / plan.total, self._ordered))
         run.skipped, run.in_a_row = self.guard.skipped, self.guard.in_a_row
         run.seconds += time.perf_counter() - started
         run.loss = self.stretch.loss
@@ -326,6 +324,17 @@ class _Training:
         self.run.close()
         self._tell()
         dist.from_first(lambda: self.metrics.close() if self.metrics else None)
+
+    def _ordered(self) -> Iterator[Batch]:
+        """This process's part of the training set in the order of id: one view of each video, not augmented."""
+        own, clips = self.loader, self.loader.clips
+        loader = Loader(
+            plain(clips, list(range(len(clips))), views=1), self.plan.batch, workers=own.workers, rank=own.rank,
+            world=own.world, limit_s=own.limit_s,
+        )  # fmt: skip
+        for batch in loader.once():
+            self.watchdog.beat()  # a pass may take longer than a step ever does
+            yield batch
 
     def _batches(self) -> Generator[Batch, None, None]:
         return self.loader.batches(self.run.position, dist.device())

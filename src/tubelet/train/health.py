@@ -79,8 +79,8 @@ class Health:
         padded = [rows[place % count] for place in range(self.rounds * world * piece)]  # what is too much is left out
         self.rows = torch.tensor(padded)
         self.loader = Loader(
-            _still(clips, padded), piece * world, workers=workers, shuffle=False, rank=dist.rank(), world=world,
-            limit_s=limit_s,
+            plain(clips, padded, max(2, clips.views)), piece * world, workers=workers, shuffle=False, rank=dist.rank(),
+            world=world, limit_s=limit_s,
         )  # fmt: skip
         self.kept: list[Batch] = []
 
@@ -113,7 +113,7 @@ class Health:
     def _batches(self) -> list[Batch] | Iterator[Batch]:
         """This process's pieces, uint8; read anew each time where they are too large to keep."""
         clips = self.loader.clips
-        size = clips.views * clips.frames * clips.density * clips.size**2 * 3
+        size = clips.views * (1 + clips.has_beside) * clips.frames * clips.density * clips.size**2 * 3
         if len(self.rows) * size > _KEPT_BYTES:
             return self.loader.once()
         if not self.kept:
@@ -138,15 +138,15 @@ class Health:
         return _Piece(first, second, losses, apart)
 
 
-def _still(clips: Clips, rows: list[int]) -> Clips:
-    """The same shape of clip, not augmented, with at least two views: the clips of one video at different times."""
+def plain(clips: Clips, rows: list[int], views: int) -> Clips:
+    """Clips of the same shape, not augmented, of some videos; views are clips of one video at different times."""
     manifest = clips.manifest.take(rows)
     there = {video.corpus for video in manifest.videos}
     return Clips(
         manifest, frames=clips.frames, stride=clips.stride, reference_fps=clips.reference_fps, size=clips.size,
-        sampling="segments" if clips.in_segments else "random", crop="center", flip=False, views=max(2, clips.views),
+        sampling="segments" if clips.in_segments else "random", crop="center", flip=False, views=views,
         density=clips.density, strides={name: stride for name, stride in clips.strides.items() if name in there},
-        audio_rate=clips.audio_rate, captions=clips.captions, reader=clips.reader, seed=clips.seed,
+        audio_rate=clips.audio_rate, captions=clips.captions, flow=clips.flow, reader=clips.reader, seed=clips.seed,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -32,6 +33,8 @@ class Source(Protocol):
     waited_s: float
 
 
+MEASURED = ("loss", "grad_norm", "update_ratio")
+"""What every phase has, whatever its learner adds."""
 _LATELY = 50
 """Steps over which the line of progress says what binds."""
 DECODE_BOUND = 0.2
@@ -60,10 +63,18 @@ class Stretch:
         self.first_step, self.first_seconds, self.first_waited = clock.step, clock.seconds, source.waited_s
         self.values = {"loss": [], "grad_norm": []} | (values or {})
 
-    def add(self, stepped: Stepped) -> None:
-        for name, value in {"loss": stepped.loss, "grad_norm": stepped.grad_norm, **stepped.metrics}.items():
-            if math.isfinite(value):
-                self.values.setdefault(name, []).append(value)
+    def add(self, taken: Mapping[str, Stepped]) -> None:
+        """Adds what the phases of a step gave.
+
+        Where there are several, means are over all of them, and each has its own besides, such as ``loss_critic``.
+        """
+        for phase, stepped in taken.items():
+            numbers = {"loss": stepped.loss, "grad_norm": stepped.grad_norm, **stepped.metrics}
+            if len(taken) > 1:
+                numbers |= {f"{name}_{phase}": numbers[name] for name in MEASURED if name in numbers}
+            for name, value in numbers.items():
+                if math.isfinite(value):
+                    self.values.setdefault(name, []).append(value)
 
     @property
     def loss(self) -> float:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from tubelet import dist, registry
-from tubelet.checkpoint import load_backbone, load_weights, read_about, write_atomically
+from tubelet.checkpoint import load_backbone, load_learner, read_about, write_atomically
 from tubelet.data.clips import Clips
 from tubelet.data.division import train_and_test, train_and_validation
 from tubelet.data.listing import Manifest, read_manifest
@@ -138,13 +138,8 @@ def _refusal(recipe: Recipe, out: Path) -> str | None:
     path = out / "recipe.yaml"
     if path.exists() and (any(out.glob("*checkpoint.pt")) or any(out.glob("checkpoints/step-*"))):
         before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(recipe.to_yaml())
-        for section in ("seed", "data", "backbone", "learner", "train"):
-            earlier = before.get(section)
-            if section in now and isinstance(earlier, dict):
-                earlier = _defaults(section, now[section]) | earlier
-            difference = _difference(earlier, now.get(section), section)
-            if difference:
-                return f"{out} holds a run of another recipe: {difference}"
+        if changed := difference(before, now):
+            return f"{out} holds a run of another recipe: {changed}"
     elif path.exists() and (out / "backbone.json").exists():
         return f"{out} holds weights alone, without a checkpoint to go on from"
     elif not path.exists() and out.exists() and not all(_is_nothing(file) for file in out.iterdir()):
@@ -155,6 +150,17 @@ def _refusal(recipe: Recipe, out: Path) -> str | None:
 def _is_nothing(file: Path) -> bool:
     """Whether a file says nothing of what its folder holds: it is there before a run is, or after half of one."""
     return file.name == lock.NAME or file.name.endswith(".tmp")
+
+
+def _filled_in(section: str, earlier: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an earlier recipe, and of the parts of its learner, with those that it left out."""
+    filled = _defaults(section, now) | earlier
+    ours, theirs = now.get("parts"), earlier.get("parts")
+    if section == "learner" and isinstance(ours, dict) and isinstance(theirs, dict):
+        filled["parts"] = theirs | {
+            label: _filled_in(section, theirs[label], ours[label]) for label in ours.keys() & theirs.keys()
+        }
+    return filled
 
 
 def _defaults(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,6 +174,17 @@ def _defaults(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if name in options and found.default is not found.empty:
             written[name] = list(found.default) if isinstance(found.default, tuple) else found.default
     return written
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first difference between two resolved recipes that makes their results differ; None where there is none."""
+    for section in ("seed", "data", "backbone", "learner", "train"):
+        earlier = before.get(section)
+        if section in now and isinstance(earlier, dict):
+            earlier = _filled_in(section, earlier, now[section])
+        if found := _difference(earlier, now.get(section), section):
+            return found
+    return None
 
 
 def _difference(before: Any, now: Any, name: str) -> str | None:
@@ -259,9 +276,6 @@ def make_learner(recipe: Recipe, manifest: Manifest) -> Learner:
     learner: Learner = found(make_backbone(recipe), **options)
     if init is not None:
         source, classes = load_learner(Path(init)), read_about(init).get("classes")
-        if type(source) is not type(learner):
-            theirs = type(source).__name__
-            raise TubeletError(f"learner.init {init} is a {theirs}, and the recipe has a {found.__name__}")
         if classes is not None and len(classes) != len(manifest.classes):
             warn(
                 f"learner.init {init} has a head of {len(classes)} classes, not {len(manifest.classes)}: a new one is "
@@ -287,11 +301,18 @@ def filled_in(learner: type[Learner]) -> list[str]:
 def check(learner: Learner, clips: Clips) -> None:
     """Finds out before the first decode whether learner, backbone and clips fit together."""
     delivered = {"video": True, "audio": clips.audio_rate > 0, "text": clips.captions is not None}
+    delivered["flow"] = clips.has_beside
     remedies = {"audio": "data.audio_rate, such as 16000", "text": "data.captions to the column with the words"}
+    remedies["flow"] = "data.flow to beside"
     for modality in learner.modalities:
         if not delivered.get(modality):
             remedy = f": set {remedies[modality]}" if modality in remedies else ", which no loader delivers"
             raise TubeletError(f"{type(learner).__name__} needs {modality}{remedy}")
+    if learner.audio_rate not in (0, clips.audio_rate):
+        raise TubeletError(
+            f"{type(learner).__name__} is made for {learner.audio_rate} samples of sound a second, and gets "
+            f"{clips.audio_rate}: set learner.audio_rate to data.audio_rate"
+        )
     if clips.views != learner.views:
         raise TubeletError(
             f"{type(learner).__name__} needs {learner.views} views of each video: set data.views to {learner.views}"
@@ -327,23 +348,3 @@ def check_passes(recipe: Recipe, learner: Learner) -> None:
             f"{recipe.learner['name']} compares the clips of a forward pass, {in_a_pass * dist.world_size()} with "
             f"train.micro_batch instead of train.batch {recipe.train['batch']}: the loss is another one"
         )
-
-
-def load_learner(run: Path) -> Learner:
-    """The whole trained learner of a run, decoder or head included, in evaluation mode.
-
-    Raises:
-        TubeletError: ``run`` is not the folder of a run, or its weights do not fit.
-    """
-    about = read_about(run)
-    backbone, options = dict(about["backbone"]), dict(about.get("learner", {}))
-    if "name" not in options or not (Path(run) / "learner.safetensors").exists():
-        raise TubeletError(f"{run} has an encoder alone, without the learner that trained it")
-    if "classes" in about:
-        options["classes"] = len(about["classes"])
-    if "videos" in about:
-        options["videos"] = about["videos"]
-    built = registry.build("backbones", backbone.pop("name"), **backbone)
-    learner: Learner = registry.build("methods", options.pop("name"), backbone=built, **options)
-    load_weights(learner, Path(run) / "learner.safetensors")
-    return learner.eval()

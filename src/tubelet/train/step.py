@@ -1,4 +1,4 @@
-"""One optimiser step of one phase: forward passes, gradients that add up, and nothing changed unless all is finite."""
+"""One step of all phases: forward passes, gradients that add up, and nothing changed unless all is finite."""
 
 from __future__ import annotations
 
@@ -31,6 +31,40 @@ class Stepped(NamedTuple):
     """What was not finite on at least one process: then nothing was changed on any. The same on all."""
     own_loss: float = math.nan
     """That of this process alone."""
+
+
+def take_steps(
+    model: nn.Module,
+    learner: Learner,
+    optimisers: dict[str, torch.optim.Optimizer],
+    data: Batch,
+    pieces: int,
+    clip_norm: float,
+    precision: Precision,
+    measure: bool = False,
+) -> dict[str, Stepped]:
+    """One optimiser step of each phase, in order (see `take_step`): all phases on all processes, or none.
+
+    Where one is flawed, those before it are put back, weights and optimiser alike, and those after it are not tried. So
+    a critic never moves without its generator, and a skipped step has changed nothing, whatever a learner's phases are.
+    It costs a copy of what the earlier phases train, where there are any.
+
+    Returns:
+        What each phase gave, by its name; a flawed one is the last.
+    """
+    *earlier, _ = optimisers.values()
+    buffers = _persistent_buffers(learner) if earlier else {}
+    before = [(optimiser, *_copied(optimiser)) for optimiser in earlier]
+    taken: dict[str, Stepped] = {}
+    for phase, optimiser in optimisers.items():
+        stepped = take_step(model, learner, phase, optimiser, data, pieces, clip_norm, precision, measure)
+        taken[phase] = stepped
+        if stepped.flaw:
+            _put_back(learner, buffers)
+            for changed, weights, state in before:
+                _restore(changed, weights, state)
+            break
+    return taken
 
 
 def take_step(
@@ -132,6 +166,24 @@ def _put_back(learner: Learner, buffers: dict[str, tuple[Tensor, Tensor]]) -> No
     for name, (buffer, copy) in buffers.items():
         owner, _, own_name = name.rpartition(".")
         setattr(learner.get_submodule(owner), own_name, buffer.copy_(copy))
+
+
+_State = dict[Tensor, dict[str, Any]]
+"""What an optimiser keeps of each parameter."""
+
+
+def _copied(optimiser: torch.optim.Optimizer) -> tuple[list[tuple[Tensor, Tensor]], _State]:
+    """The weights, each with a copy, and a copy of the optimiser's state, which is empty before its first step."""
+    weights = [(p, p.detach().clone()) for group in optimiser.param_groups for p in group["params"]]
+    return weights, {p: {key: value.clone() for key, value in kept.items()} for p, kept in optimiser.state.items()}
+
+
+@torch.no_grad()
+def _restore(optimiser: torch.optim.Optimizer, weights: list[tuple[Tensor, Tensor]], state: _State) -> None:
+    for parameter, copy in weights:
+        parameter.copy_(copy)
+    optimiser.state.clear()
+    optimiser.state.update(state)
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -97,12 +97,13 @@ def _not_finite(looks: list[dict[str, float]]) -> str | None:
 
 
 def _loss_rises(looks: list[dict[str, float]]) -> str | None:
-    """Of each phase by itself, where there are several."""
+    """Of each phase by itself, where there are several: one may rise as another gets better, as adversaries' do."""
     names = sorted({name for look in looks for name in look if name.startswith("loss")})
-    return next(filter(None, (_rises([look[name] for look in looks if name in look]) for name in names)), None)
+    found = (_rises([look[name] for look in looks if name in look], alone=name == "loss") for name in names)
+    return next(filter(None, found), None)
 
 
-def _rises(losses: list[float]) -> str | None:
+def _rises(losses: list[float], alone: bool) -> str | None:
     if len(losses) < 3:
         return None
     if not all(math.isfinite(loss) for loss in losses[-2:]):
@@ -110,6 +111,8 @@ def _rises(losses: list[float]) -> str | None:
             "the run has diverged: the loss on the same clips under the same masks is not finite. Go back to an "
             "earlier checkpoint with a lower train.lr or train.precision float32."
         )
+    if not alone:
+        return None
     finite = [loss for loss in losses if math.isfinite(loss)]
     start, best = finite[0], min(finite)
     gained = start - best

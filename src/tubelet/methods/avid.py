@@ -1,0 +1,131 @@
+"""AVID: a clip is told from others by the memory of its sound, and its sound by the memory of the pictures."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tubelet import dist, draws
+from tubelet.learner import Backbone, Learner, Now
+from tubelet.nn.heads import Projector
+from tubelet.nn.memory import Bank
+from tubelet.nn.pairing import mean_present
+from tubelet.nn.towers import audio_tower
+from tubelet.registry import register
+from tubelet.types import Batch, Output, TubeletError
+
+
+@register("avid")
+class Avid(Learner):
+    """Discriminates instances across video and sound, with memories of both (Morgado et al.: AVID-CMA, CVPR 2021).
+
+    Source: Morgado, Vasconcelos, Misra 2021, Audio-visual instance discrimination with cross-modal agreement,
+    https://arxiv.org/abs/2004.12943: Cross-AVID (section 3.1) and, with ``agreement``, CMA (section 3.2).
+
+    Each video has a slow average of both embeddings in two banks. A clip is to be nearer to the remembered sound of its
+    video than to that of videos drawn at random, and its sound to the remembered pictures likewise. With CMA there are
+    positives besides: the videos that resemble it in both at once (by the lesser of the two similarities), which it is
+    to be near to *within* a modality. Negatives are normalised by a softmax over those drawn; the published runs
+    estimate the normaliser (Wu et al. 2018). A silent clip takes no part.
+
+    Args:
+        backbone: what turns clips into tokens.
+        videos: how many rows the training manifest has.
+        dim: width of the embeddings.
+        negatives: how many videos are drawn for each clip.
+        momentum: share of a remembered embedding that is kept when its video comes again.
+        temperature: of the cosines.
+        agreement: how many positives CMA finds for each video (published 32); 0 = AVID alone.
+        agreement_from: share of the run after which it does, at the beginning of each epoch.
+        audio_model: a sound encoder of transformers, folder or name, which stays as it is; None = a small one, trained.
+        audio_dim: width of the small one.
+        audio_depth: blocks of the small one's transformer.
+        audio_rate: samples a second of the sound, as `data.audio_rate`.
+    """
+
+    modalities = ("video", "audio")
+    agreeing: Tensor | None
+    """N P int64: the videos that resemble each in both modalities; -1 as long as they have not been looked for."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        videos: int,
+        dim: int = 128,
+        negatives: int = 1024,
+        momentum: float = 0.5,
+        temperature: float = 0.07,
+        agreement: int = 0,
+        agreement_from: float = 0.5,
+        audio_model: str | None = None,
+        audio_dim: int = 128,
+        audio_depth: int = 2,
+        audio_rate: int = 16000,
+    ) -> None:
+        super().__init__()
+        if not 0 <= agreement < videos:
+            raise TubeletError(f"learner.agreement must be less than the {videos} videos, not {agreement}")
+        if negatives < 1 or temperature <= 0:
+            raise TubeletError(f"learner.negatives = {negatives}, temperature = {temperature:g}: both must be above 0")
+        self.videos, self.negatives, self.temperature = videos, negatives, temperature
+        self.agreement, self.agreement_from, self.audio_rate = agreement, agreement_from, audio_rate
+        self.backbone = backbone
+        self.audio = audio_tower(audio_model, audio_dim, audio_depth, audio_rate)
+        self.video_head = Projector(backbone.dim, backbone.dim, dim, norm=False)
+        self.audio_head = Projector(self.audio.dim, self.audio.dim, dim, norm=False)
+        self.seen, self.heard = Bank(videos, dim, momentum), Bank(videos, dim, momentum)
+        self.register_buffer("agreeing", torch.full((videos, agreement), -1) if agreement else None)
+
+    def forward(self, batch: Batch, phase: str) -> Output:
+        ids, present = batch["id"], batch["audio_present"]
+        if not dist.total(present.sum()):
+            return Output(None)
+        video = F.normalize(self.video_head(self.backbone(batch["video"][0]).tokens.mean(dim=1)).float(), dim=1)  # B D
+        sound = F.normalize(self.audio_head(self.audio(batch["audio"][0])).float(), dim=1)  # B D
+        self.seen.remember(ids, video)
+        self.heard.remember(ids, torch.where(present[:, None], sound, self.heard.values[ids]))
+        drawn = (draws.uniform(batch["key"], self.negatives, "negatives") * self.videos).long()  # B N
+        own = ids[:, None]  # B 1
+        loss = self.distance(video, self.heard, own, drawn) + self.distance(sound, self.seen, own, drawn)  # B
+        if self.agreeing is not None and (self.agreeing >= 0).all():
+            alike = self.agreeing[ids]  # B P
+            loss = loss + self.distance(video, self.seen, alike, drawn) + self.distance(sound, self.heard, alike, drawn)
+        return Output(mean_present(loss[present], present))
+
+    def distance(self, queries: Tensor, bank: Bank, positives: Tensor, drawn: Tensor) -> Tensor:
+        """How badly the queries tell each of their positives from the videos drawn, the mean over positives.
+
+        Args:
+            queries: B D.
+            positives: B P, the videos that they are to be near to.
+            drawn: B N; those among the positives do not count.
+
+        Returns:
+            B.
+        """
+        near = torch.einsum("bd,bpd->bp", queries, bank.values[positives]) / self.temperature  # B P
+        far = torch.einsum("bd,bnd->bn", queries, bank.values[drawn]) / self.temperature  # B N
+        far = far.masked_fill((drawn[..., None] == positives[:, None]).any(dim=2), -torch.inf)
+        everything = torch.cat([near[..., None], far[:, None].expand(-1, near.shape[1], -1)], dim=2)  # B P 1+N
+        return (everything.logsumexp(dim=2) - near).mean(dim=1)  # B
+
+    def before_step(self, now: Now) -> None:
+        for bank in (self.seen, self.heard):
+            bank.forget()
+        if self.agreeing is not None and now.new_epoch and now.done >= self.agreement_from:
+            self.agreeing.copy_(agreeing(self.seen.values, self.heard.values, self.agreement))
+
+    def after_step(self, now: Now) -> None:
+        for bank in (self.seen, self.heard):
+            bank.push()
+
+
+def agreeing(seen: Tensor, heard: Tensor, count: int) -> Tensor:
+    """The videos that resemble each other one most in both modalities, by the lesser similarity: N count."""
+    found = []
+    for rows in torch.arange(len(seen), device=seen.device).split(1024):
+        alike = torch.minimum(seen[rows] @ seen.T, heard[rows] @ heard.T)  # R N
+        alike[torch.arange(len(rows)), rows] = -torch.inf
+        found.append(alike.topk(count, dim=1).indices)
+    return torch.cat(found)
