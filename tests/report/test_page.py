@@ -1,11 +1,14 @@
+import base64
 import json
 import re
 from html import unescape
 from html.parser import HTMLParser
 
+import numpy
 import pytest
 
 from report.fake_run import EVIL, fill
+from tubelet.data.objects import write_picture
 from tubelet.report import figures
 from tubelet.report.page import gather, summarise, write_report
 from tubelet.train.provenance import Provenance
@@ -163,3 +166,24 @@ def test_health_is_shown_with_what_was_wrong_and_since_when(run):
     back = [{**lines[0], "step": 300}, {**lines[0], "step": 350}]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines + back))
     assert "<b>From step 150, later no more:</b> the encoder has collapsed" in write_report(run).read_text()
+
+
+def test_a_task_that_is_not_about_classes_has_its_own_numbers_and_pictures(run):
+    fill(run, ["left", "right"])
+    kept = json.loads((run / "evaluation" / "results.json").read_text())
+    before = text_of(write_report(run).read_text())
+    numbers = {"numbers": ["j_and_f", "j"], "j": 0.7, "interval": [0.5, 0.75], "videos": 3, "pictures": ["strip.png"]}
+    kept["propagation"] = {
+        "untrained": {**numbers, "j_and_f": 0.314, "weights_hash": "abc"}, "videomae": {**numbers, "j_and_f": 0.625}
+    }  # fmt: skip
+    (run / "evaluation" / "results.json").write_text(json.dumps(kept))
+    strip = run / "evaluation" / "propagation-videomae" / "strip.png"
+    write_picture(strip, numpy.zeros((4, 4, 3), numpy.uint8))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 50, "time": 0.0, "propagation/j_and_f": 0.4, "propagation/j": 0.5}\n')
+    page = write_report(run).read_text()
+    text = text_of(page)
+    assert "Propagation: J&F is 62.5 % for videomae, 31.4 % for untrained." in text
+    assert "videomae 62.5 70.0 50.0 – 75.0 3" in text and "untrained 31.4" in text and "untrained abc" in text
+    assert base64.b64encode(strip.read_bytes()).decode() in page and "J&amp;F of propagation (%)" in page
+    assert "J of propagation" not in page and "J&F" not in before

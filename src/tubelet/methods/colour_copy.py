@@ -81,14 +81,14 @@ class ColourCopy(Learner):
         frames, height, width = video.shape[2:]
         if frames < 2:
             raise TubeletError("colour_copy needs clips of two frames or more: raise data.frames")
-        _, *grid = self.backbone.grid(self.backbone.config["tubelet"], height, width)
+        _, rows, columns = self.backbone.grid(self.backbone.config["tubelet"], height, width)
         lab = to_lab(video.permute(0, 2, 3, 4, 1))  # B T H W 3
         hidden = self.channels(batch["key"])  # B 3
         tokens = self.embedded(lab, hidden)  # B T N D
-        colours = F.adaptive_avg_pool2d(lab.flatten(0, 1).permute(0, 3, 1, 2), grid)  # B*T 3 h w
+        colours = F.adaptive_avg_pool2d(lab.flatten(0, 1).permute(0, 3, 1, 2), (rows, columns))  # B*T 3 h w
         colours = colours.flatten(2).mT.unflatten(0, (-1, frames))  # B T N 3
         values = binned(colours, self.bins) if self.target == "quantised" else colours / colours.new_tensor(REACH)
-        near = neighbours((grid[0], grid[1]), self.radius, video.device) if self.radius else None  # N N
+        near = neighbours((rows, columns), self.radius, video.device) if self.radius else None  # N N
         guesses = []
         for t in range(1, frames):
             seen = slice(max(0, t - self.references), t)

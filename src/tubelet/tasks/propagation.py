@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -122,6 +123,7 @@ class Propagation(Task):
         rows: list[dict[str, Any]] = []
         strips: list[NDArray[numpy.uint8]] = []
         left_out: dict[str, str] = {}
+        shutil.rmtree(out / "masks", ignore_errors=True)  # those of another call
         for sequence in footage.sequences[: self.videos]:
             try:
                 video, truth = load(sequence)
