@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import itertools
 import os
 import pickle
 import signal
@@ -34,6 +35,7 @@ SERVER.set_forkserver_preload(
     ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.nn.parallel", "av", "jsonargparse",
      "rich.console", "rich.progress", "rich.table", "safetensors.torch", "yaml", "pytest"]
 )  # fmt: skip
+_STARTED = itertools.count()
 
 
 class Ended(NamedTuple):
@@ -183,9 +185,12 @@ def _find(file: str, module: str, name: str) -> Callable[..., Any]:
 
 
 def _address() -> dict[str, str]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+    """A free port below those that the system hands to outgoing connections: no one takes it before it is used."""
+    while True:
+        port = 10_000 + (os.getpid() * 997 + next(_STARTED)) % 20_000
+        with socket.socket() as taken, suppress(OSError):
+            taken.bind(("127.0.0.1", port))
+            return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _text(output: Path) -> str:

@@ -78,7 +78,8 @@ class CoCLR(Learner):
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.teacher = Ema(self.parts, momentum)
         known = load_learner(Path(oracle))
-        head = known.head if isinstance(getattr(known, "head", None), Projector) else nn.Identity()
+        projector = getattr(known, "head", None)
+        head = projector if isinstance(projector, Projector) else nn.Identity()
         self.oracle = Frozen(nn.ModuleDict({"backbone": known.backbone, "head": head}))
         self.queue = Queue(queue, keys=dim, oracle_keys=_width(head, known.backbone), group=0)
         self.mined, self.drop_own, self.temperature, self.strength = mined, drop_own, temperature, strength
