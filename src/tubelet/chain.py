@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,10 @@ class Chain:
     def _resolve(self, link: Link, written: dict[str, Any], inherited: dict[str, Any] | None = None) -> Recipe:
         told_as = f"{self.source}, link {link.name}"
         return recipe.resolve(written, dict(link.given), f"{self.name}-{link.folder}", told_as, told_as, inherited)
+
+    def unjudged(self) -> Chain:
+        """The same, of which no run judges itself."""
+        return replace(self, links=[replace(link, written={**link.written, "evaluate": {}}) for link in self.links])
 
     def train(self, out: Path) -> None:
         """Trains each link that is not finished, in its folder below ``out``.
@@ -188,7 +192,7 @@ def whole_places(chosen: Recipe) -> None:
     for section, option in PLACES:
         values = getattr(chosen, section)
         place = values.get(option)
-        if place not in (None, MISSING) and not _is_reference(place):
+        if place not in (None, MISSING) and not is_reference(place):
             values[option] = str(storage.resolved(storage.place(place)))
 
 
@@ -262,10 +266,10 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any], told_as: str) -> 
 
 def references(section: Mapping[str, Any] | None) -> dict[str, str]:
     """The options of a section that are an earlier link, as ``$NAME``."""
-    return {option: value for option, value in (section or {}).items() if _is_reference(value)}
+    return {option: value for option, value in (section or {}).items() if is_reference(value)}
 
 
-def _is_reference(value: Any) -> bool:
+def is_reference(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("$")
 
 

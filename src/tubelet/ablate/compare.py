@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tubelet import recipe, registry
+from tubelet import chain, recipe, registry
 from tubelet.ablate.command import carry_out, make_plan
-from tubelet.ablate.plan import listing, split_words
+from tubelet.ablate.plan import BASELINE, listing, split_words
 from tubelet.ablate.tables import Row, Table
 from tubelet.apply.shapes import outline
 from tubelet.data.audio import sound_of
 from tubelet.data.info import UnreadableVideo
 from tubelet.log import say
-from tubelet.recipe import UsageError
+from tubelet.recipe import Recipe, UsageError
 from tubelet.types import TubeletError
 
 FOLDER = "tiny"
@@ -38,7 +39,8 @@ def compare(
     """Trains what is missing, judges it, and writes ``out/comparison.md``, ``.csv``, ``.json`` and ``.png``.
 
     Each learner is trained by its recipe ``tiny/NAME``, with `dotted` on top, until it has encoded `clips` clips: each
-    view of a video counts. Beside them stands the untrained network; its fine-tuning is training from scratch.
+    view of a video counts; of a chain all runs together. Beside them stand the untrained networks, one for each form
+    of the backbone that the recipes ask for; their fine-tuning is training from scratch.
 
     Args:
         dotted: words such as ``--data.manifest clips.csv`` (of all recipes) and ``--knn.k 5`` (of a task).
@@ -54,44 +56,71 @@ def compare(
         if name not in known:
             raise UsageError(f"no learner to compare is called {name!r}{registry.nearest(name, known)}")
     words, _ = split_words(dotted)
-    rows = []
+    rows: list[Row] = []
+    backbones: dict[str, list[str]] = {}
     for name in learners or known:
-        row = _row(name, words, clips)
-        lacks = _lacks(name, words) if not learners else None
+        links = _links(name, words)
+        lacks = _lacks(links) if not learners else None
         if lacks is not None:
             say(f"{name} is left out: {lacks}")
             continue
-        rows.append(row)
+        rows.append(_row(name, links, clips))
+        backbones.setdefault(_form(links[-1]), []).append(name)
     if not rows:
         raise TubeletError("there is nothing to compare: the videos have what no learner needs")
+    usual = max(backbones, key=lambda form: len(backbones[form]))
+    untrained = [
+        Row(_named(form, usual), {"backbone.init": None}, trained=False, recipe=f"{FOLDER}/{names[0]}")
+        for form, names in backbones.items()
+    ]
     table = Table(
-        "comparison", "Comparison of methods", tuple(rows),
-        note=f"Each encodes {clips:,} clips; the untrained network is in the first row, fine-tuned from scratch.",
+        "comparison", "Comparison of methods", (*untrained, *rows),
+        note=f"Each encodes {clips:,} clips. What is not pre-trained is fine-tuned from scratch.",
         numbers={"retrieval": ["recall@1", "recall@5"]},
     )  # fmt: skip
     plan = make_plan(table, f"{FOLDER}/{rows[0].name}", dotted, out, seeds, tasks, labels_per_class, (), None)
     carry_out(plan, only, dry_run, report)
 
 
-def _row(name: str, words: Sequence[str], clips: int) -> Row:
-    """A learner with as many steps as encode so many clips."""
-    chosen = recipe.load(f"{FOLDER}/{name}", words)
-    views = chosen.data["views"] or outline(chosen).views
-    steps = max(1, clips // (chosen.train["batch"] * views))
+def _links(name: str, words: Sequence[str]) -> list[Recipe]:
+    """The recipe of a learner, or the recipes of its chain."""
+    path = chain.find(f"{FOLDER}/{name}")
+    links = [recipe.load(f"{FOLDER}/{name}", words)] if path is None else chain.load(path, words).preview()
+    links[0].needs()
+    return links
+
+
+def _row(name: str, links: Sequence[Recipe], clips: int) -> Row:
+    """A learner with as many steps as encode so many clips, divided among its links."""
+    views = links[0].data["views"] or outline(links[0]).views
+    steps = max(1, clips // (sum(link.train["batch"] for link in links) * views))
     settings = {"data.views": views, "train.length": f"{steps} steps"}
     return Row(name, settings, recipe=f"{FOLDER}/{name}")
 
 
-def _lacks(name: str, words: Sequence[str]) -> str | None:
+def _form(chosen: Recipe) -> str:
+    """What two backbones have in common that are untrained alike."""
+    return json.dumps({key: value for key, value in chosen.backbone.items() if key != "init"}, sort_keys=True)
+
+
+def _named(form: str, usual: str) -> str:
+    """The name of an untrained network: what it has that most have not."""
+    plain = json.loads(usual)
+    own = [f"{option} {value}" for option, value in json.loads(form).items() if plain.get(option) != value]
+    return ", ".join([BASELINE.name, *own])
+
+
+def _lacks(links: Sequence[Recipe]) -> str | None:
     """What a learner needs and the videos do not have."""
-    chosen = recipe.load(f"{FOLDER}/{name}", words)
-    chosen.needs()
-    videos = listing(chosen.data["manifest"], chosen.data["root"]).videos
-    column = chosen.data["captions"]
+    asked = links[0].data
+    videos = listing(asked["manifest"], asked["root"]).videos
+    column = asked["captions"]
     if column is not None and not any(video.extra.get(column) for video in videos):
         return f"the manifest has no column {column!r} with words"
-    if chosen.data["audio_rate"] and not any(_heard(video.path) for video in videos[:HEARD]):
+    if asked["audio_rate"] and not any(_heard(video.path) for video in videos[:HEARD]):
         return "the videos have no sound"
+    if any(link.data["flow"] != "none" for link in links) and not all(video.flow for video in videos):
+        return "the manifest has no column 'flow', which `tubelet data flow` makes"
     return None
 
 

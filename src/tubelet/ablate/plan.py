@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from tubelet import draws, recipe, registry
+from tubelet import chain, draws, recipe, registry
 from tubelet.ablate.tables import Row, Table
+from tubelet.chain import Chain
 from tubelet.data.division import train_and_test
 from tubelet.data.listing import Manifest, read_manifest
 from tubelet.recipe import Recipe, UsageError
@@ -39,11 +40,21 @@ class Run:
     trained: bool = True
     first: Run | None = None
     """The run whose encoder this one begins with."""
+    chain: Chain | None = None
+    """Whose last link the recipe is; the earlier ones are trained before it."""
+
+    @cached_property
+    def links(self) -> list[Recipe]:
+        """What is trained, one after the other."""
+        return [self.recipe] if self.chain is None else self.chain.preview()
 
     @cached_property
     def name(self) -> str:
         """A hash of all that the encoder depends on; manifests and folders of other runs count by what is in them."""
-        told = self.recipe
+        about, before = self._about(self.recipe), [self._about(link) for link in self.links[:-1]]
+        return _hash(about | {"before": before} if before else about)
+
+    def _about(self, told: Recipe) -> dict[str, Any]:
         backbone = {**told.backbone, "init": self.first.name} if self.first else by_contents("backbone", told.backbone)
         about: dict[str, Any] = {"seed": told.seed, "clip": told.clip, "backbone": backbone}
         if self.trained:
@@ -51,20 +62,25 @@ class Run:
             train = {key: value for key, value in told.train.items() if key not in NO_EFFECT}
             learner = by_contents("learner", told.learner)
             about |= {"data": data, "learner": learner, "train": train, "videos": self.videos.fingerprint}
-        return _hash(about)
+        return about
 
     @property
     def steps(self) -> int:
-        return total_steps(self.recipe, len(self.videos)) if self.trained else 0
+        return sum(total_steps(link, len(self.videos)) for link in self.links) if self.trained else 0
 
     @property
     def epochs(self) -> float:
-        return self.steps * self.recipe.train["batch"] / (len(self.videos) * self.recipe.data["repeats"])
+        return sum(
+            total_steps(link, len(self.videos)) * link.train["batch"] / (len(self.videos) * link.data["repeats"])
+            for link in self.links
+        ) if self.trained else 0.0  # fmt: skip
 
     @property
     def clips(self) -> int:
         """That are encoded while it trains; of a video's views, or repeats, each counts."""
-        return self.steps * self.recipe.train["batch"] * (self.recipe.data["views"] or 1)
+        return sum(
+            total_steps(link, len(self.videos)) * link.train["batch"] * (link.data["views"] or 1) for link in self.links
+        ) if self.trained else 0  # fmt: skip
 
 
 class Judgement(NamedTuple):
@@ -147,18 +163,20 @@ class Plan:
             path = self.out.resolve() / "manifests" / f"{source.stem}-{len(whole)}-{whole.fingerprint}.csv"
             chosen = replace(chosen, data={**chosen.data, "manifest": str(path)})
         if row.first is None:
-            return Run(chosen, whole, row.trained)
+            return Run(chosen, whole, row.trained, chain=self._chain(row.set | other, seed, row.recipe))
         first = Run(self.load(row.set | row.first, seed, row.recipe), whole)
         return Run(begin(chosen, str(folder(self.out, first))), whole, trained=False, first=first)
 
     def load(self, settings: Mapping[str, Any], seed: int, name: str | None = None) -> Recipe:
         """The recipe with what every row needs, then the command line's words, then a row's own settings.
 
+        Of a chain it is that of the last link.
+
         Args:
             name: of another recipe than the plan's.
         """
-        words = [*_words(self.table.common), *self.words, *_words(settings), f"--seed={seed}"]
-        chosen = recipe.load(name or self.recipe, words)
+        whole = self._chain(settings, seed, name)
+        chosen = whole.preview()[-1] if whole else recipe.load(name or self.recipe, self._all_words(settings, seed))
         chosen.needs()
         named = {key: chosen.data[key] for key in ("manifest", "root") if chosen.data[key] is not None}
         places = {key: str(Path(path).resolve()) for key, path in named.items()}
@@ -166,6 +184,14 @@ class Plan:
             chosen, data={**chosen.data, **places}, backbone=absolute("backbone", chosen.backbone),
             learner=absolute("learner", chosen.learner), evaluate={},
         )  # fmt: skip
+
+    def _chain(self, settings: Mapping[str, Any], seed: int, name: str | None) -> Chain | None:
+        """The chain of runs that a recipe is, if it is one."""
+        path = chain.find(name or self.recipe)
+        return chain.load(path, self._all_words(settings, seed)).unjudged() if path else None
+
+    def _all_words(self, settings: Mapping[str, Any], seed: int) -> list[str]:
+        return [*_words(self.table.common), *self.words, *_words(settings), f"--seed={seed}"]
 
 
 BASELINE = Row("not pre-trained", trained=False)
@@ -211,6 +237,11 @@ def folder(out: Path, run: Run) -> Path:
     return out.resolve() / "runs" / run.name
 
 
+def encoder(out: Path, run: Run) -> Path:
+    """The folder of what is judged: of a chain the last link's."""
+    return folder(out, run) / run.chain.links[-1].folder if run.trained and run.chain else folder(out, run)
+
+
 def begin(chosen: Recipe, encoder: str) -> Recipe:
     """The recipe with the weights of an encoder to begin with."""
     return replace(chosen, backbone={**chosen.backbone, "init": encoder})
@@ -239,7 +270,7 @@ def by_contents(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _folders(section: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Option, folder and file of weights of those options that name a folder."""
     for key, weights in FOLDERS[section].items():
-        if options.get(key) is not None:
+        if options.get(key) is not None and not chain.is_reference(options[key]):
             yield key, options[key], weights
 
 

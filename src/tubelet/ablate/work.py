@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from tubelet.ablate.plan import Cell, Judgement, Plan, Run, folder
+from tubelet.ablate.plan import Cell, Judgement, Plan, Run, encoder, folder
 from tubelet.apply.evaluate import evaluate
 from tubelet.checkpoint import save_backbone, write_json
 from tubelet.data.listing import write_manifest
 from tubelet.log import say, warn
 from tubelet.tasks.protocol import numbers
+from tubelet.train.provenance import read_provenance
 from tubelet.train.run import make_backbone, train
 
 WAIT_S = 2.0
@@ -76,7 +77,7 @@ def _finish(plan: Plan, cell: Cell) -> None:
             with _errors_kept(plan.out, run, judgement.column):
                 _judge(plan.out, run, judgement, cell.seed)
         if not missing(plan, run):
-            _remove(folder(plan.out, run), JUDGED)
+            _remove(encoder(plan.out, run), JUDGED)
 
 
 def missing(plan: Plan, run: Run) -> list[Judgement]:
@@ -108,13 +109,20 @@ def _make(out: Path, run: Run, title: str) -> None:
         manifest = Path(chosen.data["manifest"])
         if not manifest.exists():  # a part of another
             write_manifest(manifest, run.videos)
-        fitted = train(chosen, home)
-        facts = {"steps": fitted.steps, "seconds": round(fitted.seconds, 1), "loss": fitted.loss}
+        if run.chain is not None:
+            run.chain.train(home)
+            done = [read_provenance(home / link.folder / "provenance.json") for link in run.chain.links]
+            facts = {"steps": run.steps, "seconds": sum(one["seconds"] for one in done), "loss": done[-1]["loss"]}
+        else:
+            fitted = train(chosen, home)
+            facts = {"steps": fitted.steps, "seconds": round(fitted.seconds, 1), "loss": fitted.loss}
     else:
         say(f"{title}: not pre-trained", "bold")
         torch.manual_seed(chosen.seed)
         save_backbone(home, make_backbone(chosen), step=0, clip=chosen.clip)
     _note(out, run, encoder=facts)
+    for link in [] if run.chain is None else run.chain.links:
+        _remove(home / link.folder, BULKY)
     _remove(home, BULKY)
 
 
@@ -122,7 +130,7 @@ def _judge(out: Path, run: Run, judgement: Judgement, seed: int) -> None:
     scratch = not run.trained and run.first is None and run.recipe.backbone["init"] is None
     task = "scratch" if scratch and judgement.task == "finetune" else judgement.task
     results = evaluate(
-        folder(out, run), {task: judgement.options}, judgement.manifest, seeds=(seed,),
+        encoder(out, run), {task: judgement.options}, judgement.manifest, seeds=(seed,),
         labels_per_class=judgement.labels_per_class, **judgement.terms,
     )  # fmt: skip
     (result,) = results[task].values()
