@@ -19,7 +19,7 @@ demo: setup  ## the main job: corpus -> pre-training -> probes -> fine-tuning ->
 	$(BIN)/tubelet demo --out runs/demo
 
 test: setup  ## the default suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
 
 slow: setup  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow

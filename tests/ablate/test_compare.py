@@ -53,7 +53,7 @@ def test_what_the_videos_have_not_is_left_out_and_said(corpus, tmp_path, capfd):
     words = ["compare", "--data.manifest", str(bare), "--out", str(tmp_path / "out"), *SMALL, "--dry-run"]
     assert cli.main([*words, "--tasks", "knn"]) == 0
     told = capfd.readouterr()
-    assert re.search(r"mil_nce is left out: the manifest has no column 'caption'", told.err + told.out)
+    assert re.search(r"mil_nce is left out: the manifest has no column 'narration' with words", told.err + told.out)
     assert re.search(r"^videomae +seed 2 ", told.out, re.MULTILINE) and "mil_nce  " not in told.out
 
 

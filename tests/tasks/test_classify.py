@@ -158,7 +158,7 @@ def test_a_run_judges_itself_and_its_best_is_used_like_any_run(tuned, tmp_path, 
     best = read_about(tuned / "best")
     assert best["value"] == max(values.values()) == values[best["step"]]
     assert best["clip"]["segments"] is True and best["weights"] == "moving average"
-    trained = runs.make_clips(recipe.of_run(tuned)).manifest
+    trained = runs.make_manifest(recipe.of_run(tuned))
     kept = train_and_validation(read_manifest(tmp_path / "clips.csv"))[1]
     assert not {v.path for v in trained.videos} & {v.path for v in kept.videos}
 

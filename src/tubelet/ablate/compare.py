@@ -11,8 +11,10 @@ from tubelet.ablate.command import carry_out, make_plan
 from tubelet.ablate.plan import BASELINE, listing, split_words
 from tubelet.ablate.tables import Row, Table
 from tubelet.apply.shapes import outline
+from tubelet.data import read, shards
 from tubelet.data.audio import sound_of
 from tubelet.data.info import UnreadableVideo
+from tubelet.data.storage import Place
 from tubelet.log import say
 from tubelet.recipe import Recipe, UsageError
 from tubelet.types import TubeletError
@@ -124,8 +126,11 @@ def _lacks(links: Sequence[Recipe]) -> str | None:
     return None
 
 
-def _heard(path: object) -> bool:
+def _heard(place: Place) -> bool:
+    file = shards.sound(place) if shards.is_place(place) else None
+    if file is None and not read.is_file(place):
+        return False  # stills, or packed without a sound
     try:
-        return sound_of(path) is not None  # type: ignore[arg-type]
+        return sound_of(place, file) is not None
     except UnreadableVideo:
         return False
