@@ -57,6 +57,24 @@ def test_what_the_videos_have_not_is_left_out_and_said(corpus, tmp_path, capfd):
     assert re.search(r"^videomae +seed 2 ", told.out, re.MULTILINE) and "mil_nce  " not in told.out
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("silent", [False, True])
+def test_sound_is_heard_in_files_and_in_shards(tmp_path, capfd, packed, silent):
+    """Fails where a shard is taken for silent, or for heard since it is a shard."""
+    sound = ["--sound"] if not silent else []
+    words = ["--clips", "2", "--test", "0", "--frames", "8", "--size", "32", *sound]
+    assert cli.main(["data", "synth", str(tmp_path / "corpus"), *words]) == 0
+    manifest = tmp_path / "corpus" / "clips.csv"
+    if packed:
+        assert cli.main(["data", "pack", str(manifest), str(tmp_path / "packed"), "--workers", "1"]) == 0
+        manifest = tmp_path / "packed" / "clips.csv"
+    words = ["--data.manifest", str(manifest), "--out", str(tmp_path / "out"), *SMALL, "--dry-run", "--tasks", "knn"]
+    assert cli.main(["compare", *words]) == 0
+    told = capfd.readouterr()
+    assert ("avid is left out: the videos have no sound" in told.err) == silent
+    assert bool(re.search(r"^avid +seed 0 ", told.out, re.MULTILINE)) != silent
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -147,10 +147,11 @@ def _shown(found: dict[str, Any]) -> Any:
     from tubelet.ablate.summary import spread
 
     axis = [found["axis"]] if found["axis"] else []
+    published = ["published"] if any(row["published"] is not None for row in found["rows"]) else []
     rows = [
         [row["name"], *(f"{row['x']:.4g}" if row["x"] is not None else "" for _ in axis),
-         f"{row['published']:.1f}" if row["published"] is not None else "",
+         *(f"{row['published']:.1f}" if row["published"] is not None else "" for _ in published),
          *(spread(row, column) for column in found["columns"])]
         for row in found["rows"]
     ]  # fmt: skip
-    return table(f"{found['title']}: top-1 %", ["row", *axis, "published", *found["columns"]], rows)
+    return table(f"{found['title']}: top-1 %", ["row", *axis, *published, *found["columns"]], rows)

@@ -35,6 +35,8 @@ class Source(Protocol):
 
 MEASURED = ("loss", "grad_norm", "update_ratio")
 """What every phase has, whatever its learner adds."""
+_NONE_YET = "not yet"
+"""Of a loss: before the first step, and while a queue fills."""
 _LATELY = 50
 """Steps over which the line of progress says what binds."""
 DECODE_BOUND = 0.2
@@ -112,12 +114,12 @@ class Progress:
         if not self.quiet and console.is_terminal:
             columns = (
                 TextColumn("training"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} clips/s, {task.fields[bound]}"),
+                TextColumn("loss {task.fields[loss]}  {task.fields[speed]:.0f} clips/s, {task.fields[bound]}"),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             )  # fmt: skip
             self.bar = RichProgress(*columns, console=console, transient=True)
             self.task = self.bar.add_task(
-                "training", total=self.total, completed=self.first, loss=float("nan"), speed=0, bound=""
+                "training", total=self.total, completed=self.first, loss=_NONE_YET, speed=0, bound=""
             )
             self.bar.start()
         return self
@@ -130,11 +132,12 @@ class Progress:
         seconds = time.perf_counter() - self.started
         speed = (step - self.first) * self.batch / max(1e-9, seconds)
         bound = f"{'decode' if waiting > DECODE_BOUND else 'compute'}-bound ({100 * waiting:.0f} % waiting)"
+        shown = _NONE_YET if math.isnan(loss) else f"{loss:.4f}"
         if self.bar:
-            self.bar.update(self.task, completed=step, loss=loss, speed=speed, bound=bound)
+            self.bar.update(self.task, completed=step, loss=shown, speed=speed, bound=bound)
         elif not self.quiet and (step == self.total or step % max(1, self.total // 10) == 0):
             left = (self.total - step) * self.batch / max(1e-9, speed)
-            say(f"step {step}/{self.total}  loss {loss:.4f}  {speed:.0f} clips/s, {bound}  {left / 60:.1f} min left")
+            say(f"step {step}/{self.total}  loss {shown}  {speed:.0f} clips/s, {bound}  {left / 60:.1f} min left")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
