@@ -185,9 +185,11 @@ def list_all(args: Namespace, _: list[str]) -> None:
     folders = {"learners": "methods", "backbones": "backbones", "tasks": "tasks", "formats": "data/formats"}
     for title, folder in folders.items():
         print(f"{title}:")
-        for name, place in registry.catalogue(folder).items():
+        places = registry.catalogue(folder)
+        width = max(12, *map(len, places))
+        for name, place in places.items():
             summary = (registry.schema(*place).__doc__ or "").strip().splitlines()
-            print(f"  {name:12} {summary[0] if summary else ''}")
+            print(f"  {name:{width}} {summary[0] if summary else ''}")
     for folder, group in itertools.groupby(recipe.packaged(), lambda name: name.rpartition("/")[0]):
         names = list(group)
         print(f"recipes in {folder}:" if folder else "recipes:")

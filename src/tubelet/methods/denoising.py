@@ -22,8 +22,7 @@ KINDS = ("noise", "channel", "blur", "shuffle")
 
 @register("denoising")
 class Denoising(Learner):
-    """A denoising autoencoder of clips (Vincent, Larochelle, Bengio, Manzagol: Extracting and Composing Robust Features
-    with Denoising Autoencoders, ICML 2008).
+    """Restores clips that were spoilt (Vincent, Larochelle, Bengio, Manzagol: denoising autoencoders, ICML 2008).
 
     Each clip is spoilt in one of several ways; the backbone sees it and one linear map of each token gives the pixels
     of its cube as they were. The loss is over all pixels. Besides noise (section 2.3) there are what later work had to

@@ -14,8 +14,7 @@ from tubelet.types import Batch, Output, TubeletError
 
 @register("dense_prediction")
 class DensePrediction(Learner):
-    """Dense predictive coding (Han, Xie, Zisserman: Video Representation Learning by Dense Predictive Coding, ICCV
-    workshops 2019, arXiv:1909.04656).
+    """Dense predictive coding (Han, Xie, Zisserman: DPC, ICCV workshops 2019, https://arxiv.org/abs/1909.04656).
 
     The video is cut into blocks that the backbone encodes one by one, so that none knows of the next. A recurrent
     network aggregates the maps of the first ones; from its state a small network predicts the map after, which goes

@@ -20,8 +20,7 @@ from tubelet.types import Batch, Output, TubeletError
 
 @register("frame_prediction")
 class FramePrediction(Learner):
-    """Predicts pixels of the next frames against a critic (Mathieu, Couprie, LeCun: Deep Multi-Scale Video Prediction
-    Beyond Mean Square Error, ICLR 2016, arXiv:1511.05440).
+    """Predicts the next frames against a critic (Mathieu, Couprie, LeCun, ICLR 2016, https://arxiv.org/abs/1511.05440).
 
     The backbone is the encoder of the predictor: it sees the frames so far, and it alone is exported. A decoder sees
     its tokens and a token in each place of the frames to come, and says how these differ from the last frame that was

@@ -22,8 +22,7 @@ NEAR = 0.01
 
 @register("video_gan")
 class VideoGAN(Learner):
-    """A generator of whole clips and its critic (Vondrick, Pirsiavash, Torralba: Generating Videos with Scene Dynamics,
-    NIPS 2016, arXiv:1609.02612).
+    """A generator of clips and its critic (Vondrick, Pirsiavash, Torralba, NIPS 2016, https://arxiv.org/abs/1609.02612).
 
     The generator makes a moving foreground, a mask and a still background of the same noise, and lays one over the
     other: ``mask * foreground + (1 - mask) * background`` (equation 2). The mask is kept small (section 3.2). The
