@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from oracles import learn, tiny_backbone
+from peers import lightly_losses
 from tubelet.learner import Now
 from tubelet.methods.moco import MoCo
 from tubelet.nn.views import augmented
@@ -51,6 +52,16 @@ def test_the_loss_against_its_slow_twin(clips):
         negative = sum(math.exp(float(query @ key) / 0.1) for key in learner.queue.keys)
         losses.append(-math.log(positive / (positive + negative)))
     assert learner(batch, "main").loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+
+
+def test_the_loss_is_that_of_lightly_with_a_memory_bank():
+    learner, ids = filled(), torch.arange(4)
+    theirs = lightly_losses().NTXentLoss(temperature=0.1, memory_bank_size=(8, 32))
+    queries, keys = (torch.nn.functional.normalize(torch.randn(4, 32), dim=1) for _ in range(2))
+    theirs(queries, keys)  # makes the bank
+    theirs.memory_bank.bank.copy_(learner.queue.get_buffer("keys"))
+    found = learner.compare(queries, 0, torch.stack([queries, keys], dim=1), ids).mean()
+    torch.testing.assert_close(found, theirs(queries, keys), atol=1e-6, rtol=0)
 
 
 def test_older_keys_of_the_same_video_are_no_negatives():

@@ -104,8 +104,9 @@ class Avid(Learner):
         Returns:
             B.
         """
-        near = torch.einsum("bd,bpd->bp", queries, bank.values[positives]) / self.temperature  # B P
-        far = torch.einsum("bd,bnd->bn", queries, bank.values[drawn]) / self.temperature  # B N
+        with torch.autocast(queries.device.type, enabled=False):  # as `products`
+            near = torch.einsum("bd,bpd->bp", queries.float(), bank.values[positives]) / self.temperature  # B P
+            far = torch.einsum("bd,bnd->bn", queries.float(), bank.values[drawn]) / self.temperature  # B N
         far = far.masked_fill((drawn[..., None] == positives[:, None]).any(dim=2), -torch.inf)
         everything = torch.cat([near[..., None], far[:, None].expand(-1, near.shape[1], -1)], dim=2)  # B P 1+N
         return (everything.logsumexp(dim=2) - near).mean(dim=1)  # B

@@ -13,7 +13,7 @@ from tubelet import draws
 from tubelet.checkpoint import load_learner
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.heads import Projector
-from tubelet.nn.losses import contrast
+from tubelet.nn.losses import contrast, products
 from tubelet.nn.memory import Ema, Frozen, Queue
 from tubelet.nn.views import augmented
 from tubelet.registry import register
@@ -107,7 +107,7 @@ class CoCLR(Learner):
 
     def mine(self, oracle_keys: Tensor, siblings: Tensor) -> tuple[Tensor, Tensor]:
         """The keys of the queue that are nearest in the oracle's eyes, siblings aside: B K bool; and their cosines."""
-        cosines = oracle_keys @ self.queue.get_buffer("oracle_keys").T  # B K
+        cosines = products(oracle_keys, self.queue.get_buffer("oracle_keys"))  # B K
         values, rows = cosines.masked_fill(siblings, -torch.inf).topk(self.mined, dim=1)  # B mined
         found = torch.zeros_like(siblings).scatter(1, rows, values > -torch.inf)
         return found, values.clamp(min=-1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tubelet import draws
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.cluster import kmeans
-from tubelet.nn.losses import contrast
+from tubelet.nn.losses import contrast, products
 from tubelet.nn.memory import Bank
 from tubelet.nn.views import augmented
 from tubelet.registry import register
@@ -110,7 +110,7 @@ class LocalAggregation(Learner):
         """B N bool: the nearest of the bank and the video itself; before there are clusters, all."""
         background = torch.ones(len(ids), len(self.bank.values), dtype=torch.bool, device=ids.device)
         if self.aggregating:
-            nearest = (embedding @ self.bank.values.T).topk(self.neighbours, dim=1).indices  # B neighbours
+            nearest = products(embedding, self.bank.values).topk(self.neighbours, dim=1).indices  # B neighbours
             background.fill_(False).scatter_(1, nearest, True).scatter_(1, ids[:, None], True)
         return background
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.cluster import sinkhorn
 from tubelet.nn.heads import UNSEEN, Projector
+from tubelet.nn.losses import products
 from tubelet.nn.memory import Queue
 from tubelet.nn.views import augmented
 from tubelet.registry import register
@@ -84,7 +85,7 @@ class SwAV(Learner):
         if self.frozen:  # a gradient of zero, not none: processes that train together wait for one of every weight
             prototypes = prototypes.detach() + 0 * prototypes
         features = [self.encode(video, batch["key"], f"view {v}") for v, video in enumerate(batch["video"])]  # V x B D
-        scores = [one @ prototypes.T for one in features]  # V x B K
+        scores = [products(one, prototypes) for one in features]  # V x B K
         codes = [self.code(one, column) for one, column in zip(scores, ("first", "second"), strict=True)]  # V x B K
         guesses = [F.log_softmax(one / self.temperature, dim=1) for one in scores]  # V x B K
         right = torch.stack([code * guess for code, guess in zip(codes, reversed(guesses), strict=True)])  # V B K
@@ -104,7 +105,7 @@ class SwAV(Learner):
         """Shares in the prototypes, B K: of the batch and, where there is a full queue, of earlier ones, together."""
         earlier = None
         if self.queueing and self.queue is not None and self.queue.full:
-            earlier = self.queue.get_buffer(column) @ self.prototypes.detach().T  # Q K
+            earlier = products(self.queue.get_buffer(column), self.prototypes.detach())  # Q K
         return sinkhorn(scores.detach(), self.epsilon, self.iterations, earlier)
 
     def before_step(self, now: Now) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tubelet import dist
-from tubelet.nn.losses import contrast
+from tubelet.nn.losses import contrast, products
 
 
 def mean_present(losses: Tensor, present: Tensor) -> Tensor:
@@ -61,8 +61,9 @@ def mil_nce(video: Tensor, texts: Tensor, said: Tensor, temperature: float = 1.0
     present = said.any(dim=1)  # B
     videos, captions, spoken = (dist.gather_rows(rows) for rows in (video, texts, said))  # K D, K P D, K P
     own = dist.own_part(torch.eye(len(videos), dtype=torch.bool, device=video.device))[present]  # B K
-    of_clip = torch.einsum("bd,kpd->bkp", video[present].float(), captions.float()) / temperature
-    of_words = torch.einsum("kd,bpd->bkp", videos.float(), texts[present].float()) / temperature
+    per_clip = (-1, captions.shape[1])
+    of_clip = products(video[present], captions.flatten(0, 1)).unflatten(1, per_clip) / temperature  # B K P
+    of_words = products(texts[present].flatten(0, 1), videos).unflatten(0, per_clip).mT / temperature  # B K P
     of_clip = of_clip.masked_fill(~spoken, -torch.inf)
     wanted = said[present][:, None] & spoken.any(dim=1)[:, None] & ~own[..., None]  # B K P: negatives of the words
     of_words = of_words.masked_fill(~wanted, -torch.inf)
@@ -82,7 +83,7 @@ def recall(clips: Tensor, others: Tensor, there: Tensor, names: Tensor) -> Tenso
         names: B int64: what a clip is called; those of one name are right for each other.
     """
     everyone, called = dist.gather_rows(there).flatten(), dist.gather_rows(names).repeat_interleave(there.shape[1])
-    scores = clips.float() @ dist.gather_rows(others).flatten(0, 1).float().T  # B KP
+    scores = products(clips, dist.gather_rows(others).flatten(0, 1))  # B KP
     found = called[scores.masked_fill(~everyone, -torch.inf).argmax(dim=1)]  # B
     present = there.any(dim=1)
     return mean_present((found == names)[present].float(), present)
