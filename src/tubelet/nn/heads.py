@@ -79,6 +79,10 @@ class Projector(nn.Sequential):
             modules.append(BatchNorm(out, affine=False))
         super().__init__(*modules)
 
+    def forward(self, input: Tensor) -> Tensor:
+        """B dim -> B out float32, also under autocast: what follows are unit vectors and their cosines."""
+        return super().forward(input).float()
+
 
 @torch.no_grad()
 def restart(parameter: Tensor, values: Tensor) -> None:

@@ -55,12 +55,13 @@ def augmented(video: Tensor, keys: Tensor, stream: str, strength: str = "moco") 
     if strength == "none":
         return video
     how = STRENGTHS[strength]
-    video = jitter(
-        video, keys, f"{stream} jitter", how.brightness, how.contrast, how.saturation, how.hue, chance=how.jitter
-    )
-    video = grey(video, keys, f"{stream} grey", how.grey)
-    video = blur(video, keys, f"{stream} blur", how.blur)
-    return solarise(video, keys, f"{stream} solarise", how.solarise) if how.solarise else video
+    with torch.autocast(video.device.type, enabled=False):  # in which a blur would round pixels to 7 bits
+        video = jitter(
+            video, keys, f"{stream} jitter", how.brightness, how.contrast, how.saturation, how.hue, chance=how.jitter
+        )
+        video = grey(video, keys, f"{stream} grey", how.grey)
+        video = blur(video, keys, f"{stream} blur", how.blur)
+        return solarise(video, keys, f"{stream} solarise", how.solarise) if how.solarise else video
 
 
 def jitter(
