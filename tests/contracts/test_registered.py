@@ -233,22 +233,25 @@ def test_a_learner_resumes_bit_for_bit(name, corpus, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
-def train_small(name: str, corpus: Path, out: Path) -> None:
+def train_small(name: str, corpus: Path, out: Path, parallel: str = "replicated") -> None:
     """A process of a run of the smallest form of a learner."""
     torch.set_num_threads(1)
     dist.start()
     learner = build_learner(name)
     options = {"length": "5 steps", "batch": 4, "lr": 0.1, "workers": 0, "quiet": True, "log_steps": 1}
-    fit(learner, make_clips(corpus, learner, name), out, **options, precision="float32")
+    fit(learner, make_clips(corpus, learner, name), out, **options, precision="float32", parallel=parallel)
     dist.stop()
 
 
 @learners
-def test_two_processes_equal_one(name, corpus, tmp_path):
+@pytest.mark.parametrize("parallel", ["replicated", pytest.param("sharded", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(name, parallel, corpus, tmp_path):
     if name == "supervised, all on":
         pytest.skip("clips mix within one process, and dropout is each process's own")
+    if parallel == "sharded" and len(build_learner(name).phases) > 1:
+        pytest.skip("phases cannot be sharded")
     train_small(name, corpus, tmp_path / "one")
-    run_processes(train_small, 2, name, corpus, tmp_path / "two")
+    run_processes(train_small, 2, name, corpus, tmp_path / "two", parallel)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one and two == pytest.approx(one, rel=1e-5)
     other = newest(tmp_path / "two").read("learner.")

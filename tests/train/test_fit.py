@@ -75,6 +75,18 @@ def test_it_learns_and_leaves_a_usable_run(corpus, tmp_path):
     assert checkpoint.read_about(tmp_path)["clip"] == CLIP
 
 
+def test_a_run_that_learns_nothing_ends_with_an_error(corpus, tmp_path):
+    """Fails where a queue that is never full makes a run of untrained weights that says that it is done."""
+
+    class Waiting(VideoMAE):
+        def forward(self, batch, phase):
+            return Output(None)
+
+    for _ in range(2):  # the finished run says so again
+        with pytest.raises(TubeletError, match=r"Waiting learnt nothing, .* lower learner\.queue"):
+            fit(make_learner(Waiting), make_clips(corpus), tmp_path, **OPTIONS)
+
+
 def test_it_says_what_a_step_is_made_of_and_counts_videos_for_its_rate(corpus, tmp_path, capfd):
     clips = Clips(read_manifest(corpus, "train"), **CLIP, repeats=2)
     options = OPTIONS | {"quiet": False, "batch": 8, "micro_batch": 2, "length": "2 epochs", "warmup": "0 steps"}
@@ -307,9 +319,11 @@ def test_a_checkpoint_is_due_by_the_clock_too(corpus, tmp_path):
     """Fails where only steps count: all but the last of a run of days would be hours old."""
     learner = make_learner()
     learner.after_step = lambda now: time.sleep(0.1)
+    started = time.monotonic()
     fit(learner, make_clips(corpus), tmp_path, **OPTIONS | {"save": "every 0.25 seconds", "keep": 20})
+    most = (time.monotonic() - started) / 0.25 + 1  # on a machine that does other work, steps take longer
     saved = [int(place.name.removeprefix("step-")) for place in sorted((tmp_path / "checkpoints").iterdir())]
-    assert saved[-1] == 12 and 2 < len(saved) < 8
+    assert saved[-1] == 12 and 2 < len(saved) <= most
 
 
 def test_judging_does_not_change_the_run(corpus, tmp_path):

@@ -319,6 +319,8 @@ def test_a_learner_that_compares_clips_is_warned_of_smaller_passes(corpus, capfd
     assert "compares" not in capfd.readouterr().err
     run.check_passes(load(corpus, "--train.batch", "8", "--train.micro_batch", "2"), learner)
     assert "compares the clips of a forward pass, 2 with train.micro_batch" in " ".join(capfd.readouterr().err.split())
+    with pytest.raises(TubeletError, match=r"4 at data\.repeats 4 are of one video"):
+        run.check_passes(load(corpus, "--train.batch", "4", "--data.repeats", "4"), learner)
 
 
 def test_what_a_recipe_leaves_open_is_as_the_learner_needs_it(corpus, monkeypatch):

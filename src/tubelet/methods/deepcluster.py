@@ -67,7 +67,7 @@ class DeepCluster(Learner):
 
     def before_step(self, now: Now) -> None:
         if now.new_epoch and now.epoch % self.every == 0:
-            features, readable = encode_all(now.ordered(), self.backbone, self.embed)  # N D, N
+            features, readable = encode_all(now.ordered(), self, self.embed)  # N D, N
             self.assign(features, readable)
             spread = draws.generator("deepcluster", now.epoch).standard_normal(tuple(self.classifier.weight.shape))
             restart(self.classifier.weight, 0.01 * torch.from_numpy(spread))

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from tubelet import dist, draws
 from tubelet.types import Batch
@@ -118,6 +119,8 @@ def encode_all(
             vectors.append(encoded.cpu())
             readable.append(batch["readable"].cpu())
     network.train(training)
+    if isinstance(network, FSDPModule):  # its own weights stay gathered after a pass, and the hook may change them
+        network.reshard()
     parts = dist.gather((torch.cat(vectors), torch.cat(readable)))
     return torch.cat([part for part, _ in parts]).to(device), torch.cat([part for _, part in parts]).to(device)
 

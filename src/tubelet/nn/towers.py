@@ -23,6 +23,13 @@ SEPARATOR = "|"
 """Stands between the sentences of a caption that has several."""
 
 
+class Tower(nn.Module):
+    """An encoder of what comes with a video. Where weights are sharded each is gathered by itself, as hooks call it."""
+
+    dim: int
+    """Of its vectors."""
+
+
 def text_tower(model: str | None, dim: int, depth: int, words: int) -> TextTower | PretrainedText:
     """The text encoder of transformers called ``model``, or a small one to train."""
     return TextTower(dim, depth, words) if model is None else PretrainedText(model)
@@ -33,7 +40,7 @@ def audio_tower(model: str | None, dim: int, depth: int, rate: int) -> AudioTowe
     return AudioTower(dim, depth, rate) if model is None else PretrainedAudio(model, rate)
 
 
-class TextTower(nn.Module):
+class TextTower(Tower):
     """Sentences to vectors. A word's number is its hash, so that there is no vocabulary to make or keep.
 
     Words that share a hash are one word to it. With ``depth`` 0 each word is looked up, goes through a linear map and
@@ -107,7 +114,7 @@ def candidates(captions: Sequence[str], keys: Tensor, count: int) -> tuple[list[
     return drawn, present.view(len(captions), count)
 
 
-class AudioTower(nn.Module):
+class AudioTower(Tower):
     """Waveforms to vectors: convolutions over a log-mel spectrogram, then a transformer over time.
 
     Args:
@@ -142,7 +149,7 @@ class AudioTower(nn.Module):
         return self.norm(run_blocks(self.blocks, tokens, checkpointing=False)).mean(dim=1)  # B D
 
 
-class PretrainedText(nn.Module):
+class PretrainedText(Tower):
     """A text encoder of `transformers`, frozen: the mean of the last layer's tokens.
 
     Args:
@@ -167,7 +174,7 @@ class PretrainedText(nn.Module):
         return (tokens * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)  # B D
 
 
-class PretrainedAudio(nn.Module):
+class PretrainedAudio(Tower):
     """A sound encoder of `transformers` (Wav2Vec 2.0, HuBERT, AST ...), frozen: the mean of the last layer's tokens.
 
     Args:

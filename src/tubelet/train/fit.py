@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class Fitted(NamedTuple):
     seconds: float
     """Time spent training, restarts included."""
     loss: float
-    """Mean over the last logged stretch."""
+    """Mean over the last logged stretch that had any."""
 
 
 def fit(
@@ -120,7 +121,7 @@ def fit(
 
     Raises:
         TubeletError: losses or gradients that are not finite step after step, a checkpoint of another run, a state that
-            could not be saved at the end, or settings that do not fit together.
+            could not be saved at the end, settings that do not fit together, or no step that had a loss.
         Interrupted: asked to stop; a checkpoint is saved.
     """
     _refuse_nonsense(
@@ -285,7 +286,7 @@ class _Training:
             learner.after_step(Now(run.step, epoch, within == 0, run.step / plan.total, self._ordered))
         run.skipped, run.in_a_row = self.guard.skipped, self.guard.in_a_row
         run.seconds += time.perf_counter() - started
-        run.loss = self.stretch.loss
+        run.loss = run.loss if math.isnan(self.stretch.loss) else self.stretch.loss
         self.watchdog.beat()
 
     def after_step(self) -> None:
@@ -319,11 +320,16 @@ class _Training:
         """Waits until all is on the disk.
 
         Raises:
-            TubeletError: it could not be written.
+            TubeletError: it could not be written, or nothing was learnt.
         """
         self.run.close()
         self._tell()
         dist.from_first(lambda: self.metrics.close() if self.metrics else None)
+        if math.isnan(self.run.loss):
+            raise TubeletError(
+                f"{type(self.run.learner).__name__} learnt nothing, since no step had a loss: a queue that is "
+                "larger than the clips of a run is never full; lower learner.queue or raise train.length"
+            )
 
     def _ordered(self) -> Iterator[Batch]:
         """This process's part of the training set in the order of id: one view of each video, not augmented."""

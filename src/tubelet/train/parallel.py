@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tubelet import dist
 from tubelet.data.workers import cores
 from tubelet.learner import Backbone, Learner
+from tubelet.nn.towers import Tower
 from tubelet.nn.transformer import Block
 from tubelet.types import TubeletError
 
@@ -58,8 +59,8 @@ def distribute(learner: Learner, device: torch.device, parallel: Parallel = "rep
     """The learner on its device, as it is called for training: by itself, replicated or sharded.
 
     Sharded (FSDP2), each process keeps its part of the weights, their gradients and the optimiser's averages, and
-    gathers those of a block while it needs them. Every backbone in the learner, averages and teachers too, and each of
-    their blocks, is gathered by itself, since hooks and judges call them without the learner around them.
+    gathers those of a block while it needs them. Every backbone and tower in the learner, averages and teachers too,
+    and each of their blocks, is gathered by itself, since hooks and judges call them without the learner around them.
 
     Raises:
         TubeletError: the learner cannot be sharded.
@@ -75,7 +76,7 @@ def distribute(learner: Learner, device: torch.device, parallel: Parallel = "rep
             )
         mesh = init_device_mesh(device.type, (dist.world_size(),))
         for module in reversed(list(learner.modules())):  # from the inside out
-            if isinstance(module, Block | Backbone):
+            if isinstance(module, Block | Backbone | Tower):
                 fully_shard(module, mesh=mesh)
         fully_shard(learner, mesh=mesh)
         register_fsdp_forward_method(learner, "embed")

@@ -334,7 +334,7 @@ def check_passes(recipe: Recipe, learner: Learner) -> None:
     """Makes sure that what mixes or compares the clips of one forward pass finds enough of them there.
 
     Raises:
-        TubeletError: mixup and cutmix would find clips of one video alone.
+        TubeletError: they would be clips of one video alone.
     """
     repeats, share = recipe.data["repeats"], recipe.train["batch"] // dist.world_size()
     in_a_pass = recipe.train["micro_batch"] or share
@@ -343,8 +343,14 @@ def check_passes(recipe: Recipe, learner: Learner) -> None:
             f"learner.mixup and learner.cutmix mix the clips of a forward pass, and {in_a_pass} clips at data.repeats "
             f"{repeats} are of one video: raise train.micro_batch or train.batch, or set both to 0"
         )
+    together = in_a_pass * dist.world_size()
+    if learner.compares_clips and together <= repeats:
+        raise TubeletError(
+            f"{recipe.learner['name']} compares the clips of a forward pass, and {together} at data.repeats {repeats} "
+            "are of one video: raise train.batch or train.micro_batch"
+        )
     if learner.compares_clips and in_a_pass < share:
         warn(
-            f"{recipe.learner['name']} compares the clips of a forward pass, {in_a_pass * dist.world_size()} with "
+            f"{recipe.learner['name']} compares the clips of a forward pass, {together} with "
             f"train.micro_batch instead of train.batch {recipe.train['batch']}: the loss is another one"
         )
