@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 import toys
-from contracts.test_registered import build_learner, clip_options
 from processes import Ended, Processes
 from saved import newest
+from smallest import build_learner, clip_options
 from tubelet import cli, dist
 from tubelet.data import read
 from tubelet.data.clips import Clips

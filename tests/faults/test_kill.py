@@ -5,11 +5,10 @@ import signal
 
 import pytest
 
-from contracts.test_registered import LEARNER
 from lives import Run, assert_same, equal, finish, kill_at_random, live, losses, saved
 from saved import newest
+from smallest import NAMES
 from toys import TOYS, keys_of
-from tubelet import registry
 
 KILLED = {"momentum contrast", "videomae", "supervised, all on"}
 """By default; the others are slow tests. That what they keep comes back is in the contract of learners too."""
@@ -17,7 +16,7 @@ learners = pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=() if name in KILLED else pytest.mark.slow)
-        for name in sorted({*registry.names("methods"), *LEARNER, *TOYS})
+        for name in sorted({*NAMES, *TOYS})
     ],
 )
 SLOW_DISK_S = 0.003
