@@ -19,7 +19,7 @@ from tubelet.learner import Backbone, Learner, Now
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
 
-FRAMES = {"video": 2, "times": 1}
+FRAMES = {"video": 2, "flow": 2, "times": 1}
 """The dimension of the frames in what comes once for each of them."""
 
 
@@ -46,7 +46,7 @@ class Combined(Learner):
 
     Raises:
         TubeletError: a part cannot be made of its arguments, learns in several phases or from labels, or two parts need
-            views at different times.
+            views at different times or sound of different rates.
     """
 
     def __init__(self, backbone: Backbone, parts: dict[str, dict], videos: int, cosine_steps: int = 20) -> None:
@@ -67,7 +67,8 @@ class Combined(Learner):
         self.modalities = tuple(dict.fromkeys(kind for part in self._parts() for kind in part.modalities))
         self.views = max(part.views for part in self._parts())
         self.density = math.lcm(*(part.density for part in self._parts()))
-        self.view_times = self._view_times()
+        self.view_times = self._agreed("view_times", "views at different times")
+        self.audio_rate = self._agreed("audio_rate", "sound of different rates")
         self.compares_clips = any(part.compares_clips for part in self._parts())
         self.cosine_steps = cosine_steps
         self.measuring = False
@@ -79,17 +80,17 @@ class Combined(Learner):
         """What any of the parts trains."""
         return [(name, parameter) for name, parameter in super().parameters_of(phase) if name in self.trained]
 
-    def _view_times(self) -> str | None:
-        """What the parts of several views agree on."""
-        asked = {part.view_times: label for label, part in zip(self.parts, self._parts(), strict=True)
-                 if part.views > 1 and part.view_times is not None}  # fmt: skip
+    def _agreed(self, name: str, differing: str) -> Any:
+        """What the parts that care say of ``name``."""
+        asked = {getattr(part, name): label for label, part in zip(self.parts, self._parts(), strict=True)}
+        asked.pop(nobodys := getattr(Learner, name), None)
         if len(asked) > 1:
             (one, first), (other, second), *_ = asked.items()
             raise TubeletError(
-                f"learner.parts {first} and {second} need views at different times ({one} and {other}): they cannot "
-                "share a pass over the data"
+                f"learner.parts {first} and {second} need {differing} ({one} and {other}): they cannot share a pass "
+                "over the data"
             )
-        return next(iter(asked), None)
+        return next(iter(asked), nobodys)
 
     def forward(self, batch: Batch, phase: str) -> Output:
         total, losses, metrics = None, {}, {}
@@ -122,7 +123,10 @@ class Combined(Learner):
         return cast("Batch", alone)
 
     def _cosines(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The cosine between each two parts' gradients on the backbone, of the batch of all processes together."""
+        """The cosine between each two parts' gradients on the backbone, of a micro-batch of all processes together.
+
+        What is logged of a step is the mean over its micro-batches, each of which has noisier gradients than the batch.
+        """
         weights = [p for p in self.backbone.parameters() if p.requires_grad]
         if any(isinstance(p, DTensor) for p in weights):
             return {}
