@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet import draws
 from tubelet.learner import Backbone, Learner
 from tubelet.nn import tuples
 from tubelet.registry import register
@@ -39,7 +40,7 @@ class ClipOrder(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,) = batch["video"]  # B C 4T H W
-        label = tuples.choice(batch["key"], len(self.orders), "order")  # B
+        label = draws.choice(batch["key"], len(self.orders), "order")  # B
         times = tuples.spread(video.shape[2], self.clips, video.shape[2] // self.density, video.device)  # n T
         clips = tuples.taken(video, times[self.orders[label]])  # B n C T H W
         logits = self.head(tuples.encode(self.backbone, clips)).float()  # B K

@@ -59,7 +59,7 @@ class FrameOrder(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,), keys = batch["video"], batch["key"]  # B C T H W
-        label = tuples.choice(keys, len(self.orders), "order")  # B
+        label = draws.choice(keys, len(self.orders), "order")  # B
         backwards = draws.uniform(keys, 1, "backwards") < 0.5  # B 1
         orders = torch.where(backwards, self.frames - 1 - self.orders[label], self.orders[label])  # B n
         places = tuples.moving_places(video, keys, self.frames, self.window, "places").gather(1, orders)  # B n
