@@ -203,6 +203,13 @@ def test_a_part_solves_its_task_beside_another():
     assert math.isfinite(told[19]["cosine_videomae_swav"])
 
 
+def test_clips_too_small_for_a_part_are_refused():
+    model = combined({"masked": {"name": "videomae", **MASKED}, "order": {"name": "order_verification", "length": 2}})
+    model.check_clip(8, 32, 32)
+    with pytest.raises(TubeletError, match=r"5 different frames cannot be taken from a clip of 4: raise data\.frames"):
+        model.check_clip(4, 32, 32)
+
+
 class Critic(Learner):
     phases = ("critic", "generator")
 

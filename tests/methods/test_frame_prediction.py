@@ -132,4 +132,4 @@ def test_settings_that_make_no_sense_are_refused(options, said):
 
 def test_more_future_than_there_is_is_refused():
     with pytest.raises(TubeletError, match=r"no more than data\.frames"):
-        make(future=10)(squares(0), "generator")
+        make(future=10).check_clip(8, 16, 16)

@@ -18,7 +18,8 @@ class ClipOrder(Learner):
     """Names the order of shuffled clips (Xu, Xiao, Zhao, Shao, Xie, Zhuang: VCOP, CVPR 2019, section 3).
 
     The clips are evenly spread over four times the backbone's frames: three of 16 have gaps of 8 between them, as
-    published. The label is the order's number in `itertools.permutations`; chance is 1 / clips!.
+    published. So data.stride should be 4 or more, or files have no such frames. The label is the order's number in
+    `itertools.permutations`; chance is 1 / clips!.
 
     Args:
         clips: how many are shuffled. Four have no gaps between them, five overlap.

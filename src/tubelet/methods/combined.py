@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, cast
@@ -75,6 +76,11 @@ class Combined(Learner):
 
     def _parts(self) -> Iterator[Learner]:
         return iter(cast("dict[str, Learner]", self.parts).values())
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        for label, part in zip(self.parts, self._parts(), strict=True):
+            with _of_part(label):
+                part.check_clip(frames, height, width)
 
     def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
         """What any of the parts trains."""
@@ -160,6 +166,15 @@ def _weight(label: str, options: dict[str, Any]) -> float:
     return float(weight)
 
 
+@contextmanager
+def _of_part(label: str) -> Iterator[None]:
+    """Mistakes are said of the part."""
+    try:
+        yield
+    except TubeletError as error:
+        raise TubeletError(str(error).replace("learner.", f"learner.parts.{label}.")) from None
+
+
 def _part(label: str, options: dict[str, Any], backbone: Backbone, videos: int) -> Learner:
     """The learner of a label."""
     if hasattr(nn.ModuleDict, label) or "." in label or not label:
@@ -173,10 +188,8 @@ def _part(label: str, options: dict[str, Any], backbone: Backbone, videos: int) 
         raise TubeletError(f"learner.parts.{label}: {name} learns from labels, which the others do without")
     if "videos" in inspect.signature(found).parameters:
         options["videos"] = videos
-    try:
+    with _of_part(label):
         part: Learner = registry.build("methods", name, backbone=backbone, **options)
-    except TubeletError as error:
-        raise TubeletError(str(error).replace("learner.", f"learner.parts.{label}.")) from None
     if part.phases != Learner.phases:
         raise TubeletError(
             f"learner.parts.{label}: {name} learns in phases ({', '.join(part.phases)}), and parts share one step: it "

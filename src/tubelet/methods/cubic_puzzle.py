@@ -22,9 +22,10 @@ CELLS = 4
 class CubicPuzzle(Learner):
     """Sorts four cells of a video (Kim, Cho, Kweon: Space-Time Cubic Puzzles, AAAI 2019, section 3).
 
-    The video is cut into 2 x 2 places and four times, each cell as many frames long as the backbone's clips. Four cells
-    make a puzzle: the places of one time, or the times of one place; each puzzle has its head for the 24 orders. Cells
-    are cut with a gap of their own and show one of their channels, against shortcuts. https://arxiv.org/abs/1811.09795
+    The video is cut into 2 x 2 places and four times, each cell as many frames long as the backbone's clips, for which
+    data.stride should be 4 or more, or files have no such frames. Four cells make a puzzle: the places of one time, or
+    the times of one place; each puzzle has its head for the 24 orders. Cells are cut with a gap of their own and show
+    one of their channels, against shortcuts. https://arxiv.org/abs/1811.09795
 
     Both puzzles are made of each video instead of one by chance. On a still clip the puzzle in time is at chance; that
     in space may be solved by what a single frame shows.

@@ -57,6 +57,10 @@ class FrameOrder(Learner):
         self.register_buffer("orders", torch.tensor(tuples.orders_either_way(frames)), persistent=False)  # K n
         self.head = tuples.PairwiseHead(backbone.dim, frames, len(self.orders), hidden, dropout)
 
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        super().check_clip(frames, height, width)
+        tuples.check_frames(frames, self.frames)
+
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,), keys = batch["video"], batch["key"]  # B C T H W
         label = draws.choice(keys, len(self.orders), "order")  # B

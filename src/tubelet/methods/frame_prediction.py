@@ -91,11 +91,14 @@ class FramePrediction(Learner):
         own = super().parameters_of(phase)
         return [(name, p) for name, p in own if name.startswith("critic.") == (phase == "critic")]
 
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        super().check_clip(frames, height, width)
+        if self.future > frames:
+            raise TubeletError(f"learner.future ({self.future}) must be no more than data.frames ({frames})")
+
     def forward(self, batch: Batch, phase: str) -> Output:
         (clip,) = batch["video"]  # B C 2T H W in [0, 1]
         frames = clip.shape[2] // self.density
-        if self.future > frames:
-            raise TubeletError(f"learner.future ({self.future}) must be no more than data.frames ({frames})")
         past, future = clip[:, :, :frames], clip[:, :, frames : frames + self.future]  # B C T H W, B C F H W
         if phase == "critic":
             with torch.no_grad():

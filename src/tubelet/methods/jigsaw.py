@@ -52,6 +52,10 @@ class Jigsaw(Learner):
         self.register_buffer("orders", torch.tensor(chosen_orders(orders)), persistent=False)  # K 12
         self.head = Projector(FRAMES * CELLS * backbone.dim, hidden, orders, norm=False)
 
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        super().check_clip(frames, height, width)
+        tuples.check_frames(frames, FRAMES)
+
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,), keys = batch["video"], batch["key"]  # B C T H W
         label = draws.choice(keys, len(self.orders), "order")  # B

@@ -38,6 +38,12 @@ def spread(frames: int, count: int, length: int, device: torch.device) -> Tensor
     return torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
 
 
+def check_frames(frames: int, count: int) -> None:
+    """Raises where a clip has too few frames for ``count`` different ones."""
+    if frames < count:
+        raise TubeletError(f"{count} different frames cannot be taken from a clip of {frames}: raise data.frames")
+
+
 def moving_places(video: Tensor, keys: Tensor, count: int, window: float, stream: str) -> Tensor:
     """Different frames of each video from where it moves, in their order: B C T H W -> B count int64.
 
@@ -51,8 +57,7 @@ def moving_places(video: Tensor, keys: Tensor, count: int, window: float, stream
         TubeletError: the clip has fewer than ``count`` frames.
     """
     frames = video.shape[2]
-    if frames < count:
-        raise TubeletError(f"{count} different frames cannot be taken from a clip of {frames}: raise data.frames")
+    check_frames(frames, count)
     length = max(count, round(window * frames))
     change = (video[:, :, 1:] - video[:, :, :-1]).float().abs().mean(dim=(1, 3, 4))  # B T-1
     likely = change.unfold(1, length - 1, 1).sum(dim=2) + 1e-6  # B windows; in a still all are alike
