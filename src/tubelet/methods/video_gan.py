@@ -84,13 +84,13 @@ class VideoGAN(Learner):
             return Output(loss, {"mask": mask.detach().mean()})
         with torch.no_grad():
             made, _ = self.generator(noise)
-        false = self.score(made.to(video.dtype))  # B
         if self.smooth:
             near = video + NEAR * draws.normal(batch["key"], video[0].numel(), "near").view_as(video)
             with torch.autocast(video.device.type, enabled=False):  # whose rounding is more than so small a change
                 real, close = self.score(video), self.score(near)  # B
         else:
             real = close = self.score(video)  # B
+        false = self.score(made.to(video.dtype))  # B
         told_apart = adversarial.of_critic(real, false)
         loss = told_apart + self.smooth / 4 * ((close - real) / NEAR).square().mean()
         said_right = torch.cat([real > 0, false < 0]).float().mean()
