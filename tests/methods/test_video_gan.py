@@ -130,7 +130,7 @@ def test_clips_come_to_look_real_and_the_critic_tells_them_apart():
 
 
 def test_the_slope_is_as_steep_under_autocast():
-    """Rounding to 8 bits, over so small a distance, was ten times the slope."""
+    """Rounding to 8 bits is more than scores change over so small a distance."""
     learner, batch = make(smooth=4.0).eval(), squares(0).batch
     with torch.no_grad():
         learner.head.weight.mul_(10)
