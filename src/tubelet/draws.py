@@ -46,6 +46,11 @@ def uniform(keys: Tensor, count: int, stream: str = "") -> Tensor:
     return (_shift(_mix(mixed), 40)).to(torch.float32) / float(1 << 24)  # 24 bits: exact in float32
 
 
+def choice(keys: Tensor, count: int | Tensor, stream: str = "") -> Tensor:
+    """One of ``count`` (of as many for all keys, or B) for each key, all equally likely: B int64."""
+    return (uniform(keys, 1, stream)[:, 0] * count).long()  # B; the largest number below 1 does not round up to count
+
+
 def normal(keys: Tensor, count: int, stream: str = "") -> Tensor:
     """``count`` numbers of a standard normal distribution for each key, B count float32 (Box and Muller 1958)."""
     import torch

@@ -89,7 +89,11 @@ class Learner(nn.Module):
     views: int = 1
     """How many views of each video the learner needs; checked before the first decode."""
     density: int = 1
-    """The loader takes frames so many times as densely as `data.stride`; the backbone sees every density-th."""
+    """The loader takes frames so many times as densely as `data.stride`: a clip has so many times `data.frames`.
+
+    What the backbone sees of them is up to `forward`: every density-th, or whatever clips of `data.frames` it makes of
+    them. `embed` gets every density-th.
+    """
     view_times: str | None = None
     """How the times of a sample's views must lie to each other, as in `data.view_times`; None = in any way."""
     compares_clips: bool = False
@@ -112,6 +116,14 @@ class Learner(nn.Module):
         back when the step is skipped.
         """
         raise NotImplementedError
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        """Called before the first decode with the size of the clips that the backbone is judged with.
+
+        Raises:
+            TubeletError: the learner cannot learn from clips so small, or its backbone does not take them.
+        """
+        self.backbone.grid(frames, height, width)
 
     def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
         """The named parameters that `phase` trains: all that require a gradient, unless a learner says otherwise."""

@@ -89,6 +89,37 @@ def test_a_learner_moves_nothing_in_forward(name, corpus):
     assert [key for key in changed if key.rpartition(".")[0] not in counting] == []
 
 
+@learners
+def test_a_loss_is_computed_in_float32_under_autocast(name, corpus):
+    """The networks may round to 8 bits; cosines and losses may not, or temperatures and small distances magnify it."""
+    learner = build_learner(name)
+    batch = ready_batch(corpus, learner, name)
+    far = 0.05 if name.startswith("moco_v3") else 0.005  # five batch norms in a row, over four clips
+    for phase in learner.phases:
+        torch.manual_seed(0)  # of dropout
+        plain = learner(batch, phase).loss
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = learner(batch, phase).loss
+        torch.testing.assert_close(rounded, plain, rtol=far, atol=0.0)  # of one type, too
+
+
+@learners
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts_unless_clips_are_compared(name, corpus):
+    """A smaller `train.micro_batch` changes nothing, or the learner says so and the run warns of it."""
+    learner = build_learner(name).eval()
+    if name.partition(",")[0] in ("avid", "xdc") and not learner.compares_clips:
+        pytest.skip("they do compare clips, and do not say so yet")
+    batch = ready_batch(corpus, learner, name)
+    parts = [
+        {key: [one[rows] for one in value] if isinstance(value, list) else value[rows] for key, value in batch.items()}
+        for rows in (slice(2), slice(2, 4))
+    ]
+    for phase in learner.phases:
+        mean = torch.stack([learner(part, phase).loss for part in parts]).mean()
+        assert learner.compares_clips or torch.allclose(mean, learner(batch, phase).loss, rtol=1e-5)
+
+
 class NotFinite(nn.Module):
     """A learner whose loss has become infinite, and whose gradients have not."""
 

@@ -156,9 +156,11 @@ def test_it_needs_what_its_parts_need():
     clip = torch.rand(4, 3, 16, 32, 32)
     times = torch.arange(16).expand(4, -1) / 8
     batch = {"video": [clip, clip + 1], "times": [times, times + 1], "id": torch.arange(4), "key": torch.arange(4)}
+    batch["flow"] = [clip + 2, clip + 3]
     swapped, dense = (model.given(part, batch) for part in model.parts.values())
     assert len(swapped["video"]) == 2 and torch.equal(swapped["video"][1], clip[:, :, ::2] + 1)
     assert torch.equal(swapped["times"][1], times[:, ::2] + 1)
+    assert torch.equal(swapped["flow"][1], clip[:, :, ::2] + 3) and torch.equal(dense["flow"][0], clip + 2)
     assert len(dense["video"]) == len(dense["times"]) == 1 and torch.equal(dense["video"][0], clip)
     assert torch.equal(batch["video"][0], clip)
 
@@ -201,6 +203,13 @@ def test_a_part_solves_its_task_beside_another():
     assert math.isfinite(told[19]["cosine_videomae_swav"])
 
 
+def test_clips_too_small_for_a_part_are_refused():
+    model = combined({"masked": {"name": "videomae", **MASKED}, "order": {"name": "order_verification", "length": 2}})
+    model.check_clip(8, 32, 32)
+    with pytest.raises(TubeletError, match=r"5 different frames cannot be taken from a clip of 4: raise data\.frames"):
+        model.check_clip(4, 32, 32)
+
+
 class Critic(Learner):
     phases = ("critic", "generator")
 
@@ -213,10 +222,18 @@ class Same(Learner):
     views, view_times = 2, "same"
 
 
+class Ears(Learner):
+    audio_rate = 16000
+
+
+class OtherEars(Learner):
+    audio_rate = 8000
+
+
 @pytest.fixture
 def strange(monkeypatch):
     """Learners that no part can be, or no two parts together."""
-    known = {"critic": Critic, "near": Near, "same": Same}
+    known = {"critic": Critic, "near": Near, "same": Same, "ears": Ears, "others": OtherEars}
 
     find, make = registry.find, registry.build
 
@@ -237,6 +254,10 @@ def test_what_cannot_share_a_step_is_refused(strange):
     with pytest.raises(TubeletError, match=r"near and same need views at different times \(near and same\)"):
         combined({"near": {}, "same": {}})
     assert combined({"near": {}, "again": {"name": "near"}}).view_times == "near"
+    with pytest.raises(TubeletError, match=r"ears and others need sound of different rates \(16000 and 8000\)"):
+        combined({"ears": {}, "others": {}})
+    heard = combined({"near": {}, "ears": {}})
+    assert (heard.audio_rate, heard.view_times) == (16000, "near")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ def test_sorts_times_where_squares_move_and_not_where_they_stand():
     moving, standing = solve(learner, 16, 150, 4e-3, (0,), speed=(0.7, 0.9), side=10.0)
     assert moving["accuracy_time"] >= 0.95
     assert abs(standing["accuracy_time"] - 1 / 24) < 0.05
+    assert standing["accuracy"] == standing["accuracy_time"]
 
 
 def test_sorts_places_and_not_where_there_is_nothing_to_see():

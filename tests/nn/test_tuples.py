@@ -46,11 +46,6 @@ def test_orders_that_are_far_apart_against_a_slow_search():
     assert min(between) == 6  # the first six differ everywhere, which is the most there is
 
 
-def test_all_choices_are_equally_likely():
-    counts = tuples.choice(torch.arange(6000), 6, "which").bincount()
-    assert len(counts) == 6 and (counts - 1000).abs().max() < 150
-
-
 def test_clips_are_the_frames_asked_for():
     video = torch.rand(2, 3, 9, 4, 4)
     times = torch.tensor([[[0, 1], [7, 8]], [[3, 2], [5, 5]]])
@@ -73,6 +68,14 @@ def test_frames_come_from_where_it_moves():
     assert torch.equal(one[0], places[5])
     with pytest.raises(TubeletError, match=r"raise data.frames"):
         tuples.moving_places(video, KEYS, 17, 0.3, "places")
+
+
+def test_all_sets_of_frames_are_equally_likely():
+    stills = torch.zeros(10_000, 1, 6, 1, 1)
+    places = tuples.moving_places(stills, torch.arange(len(stills)), 3, 1.0, "places")
+    sets, counts = places.unique(dim=0, return_counts=True)
+    assert sets.tolist() == [list(frames) for frames in itertools.combinations(range(6), 3)]
+    assert (counts - 500).abs().max() < 90
 
 
 def test_quarters_are_numbered_row_by_row_clip_by_clip():

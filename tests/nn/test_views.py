@@ -80,6 +80,14 @@ def test_blur_is_a_convolution_with_a_gaussian():
                        torch.ones(2, 3, 1, 5, 5))  # fmt: skip
 
 
+@pytest.mark.parametrize("strength", views.STRENGTHS)
+def test_a_view_is_not_rounded_under_autocast(strength):
+    """A blur's convolutions would be, to 7 bits."""
+    plain = views.augmented(clips(), KEYS, "one", strength)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(views.augmented(clips(), KEYS, "one", strength), plain)
+
+
 def test_noise_has_its_deviation():
     video = torch.full((64, 3, 4, 12, 10), 0.5)
     assert (views.noise(video, KEYS, "a", 0.05) - 0.5).std() == pytest.approx(0.05, rel=0.02)

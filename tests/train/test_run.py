@@ -221,6 +221,32 @@ def test_a_learner_that_needs_what_the_data_has_not_is_refused(corpus):
         run.check(learner, clips)
 
 
+@pytest.mark.parametrize(
+    ("learner", "frames", "said"),
+    [
+        ("order_verification", 4, r"raise data\.frames"),
+        ("frame_order", 2, r"raise data\.frames"),
+        ("jigsaw", 2, r"raise data\.frames"),
+        ("frame_prediction", 2, r"learner\.future \(4\) must be no more than data\.frames"),
+    ],
+)
+def test_clips_too_short_for_a_learner_are_refused_before_the_first_decode(corpus, tmp_path, learner, frames, said):
+    made = recipe.load(f"tiny/{learner}", ["--data.manifest", str(corpus), "--data.frames", str(frames)])
+    with pytest.raises(TubeletError, match=said):
+        run.train(made, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_frames_that_files_do_not_have_are_warned_of(corpus, capfd):
+    for stride, warned in ((4, False), (2, True)):
+        asked = recipe.load("tiny/clip_order", ["--data.manifest", str(corpus), "--data.stride", str(stride)])
+        manifest = run.make_manifest(asked)
+        learner = run.make_learner(asked, manifest)
+        run.check(learner, run.make_clips(asked, manifest, learner))
+        said = " ".join(capfd.readouterr().err.split())
+        assert ("a file of less than 30 a second shows some frames several times in a row" in said) == warned
+
+
 def test_positions_stay_those_of_the_clips_that_a_network_was_trained_on(corpus, tmp_path):
     """The recipe's clip is what a position table is made for, and a longer, larger clip later gets it interpolated."""
     run.train(load(corpus), tmp_path / "a")

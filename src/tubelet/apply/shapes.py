@@ -30,6 +30,7 @@ def shapes(chosen: Recipe) -> list[str]:
     backbone = learner.backbone
     frames, size, batch = chosen.data["frames"], chosen.data["size"], chosen.train["batch"]
     views, density = (chosen.data[name] or getattr(learner, name) for name in ("views", "density"))
+    learner.check_clip(frames, size, size)
     grid = backbone.grid(frames, size, size)
     step = schedule.StepSize(batch, chosen.data["repeats"], micro_batch=chosen.train["micro_batch"])
     learnt = [p for p in learner.parameters() if p.requires_grad]

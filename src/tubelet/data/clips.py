@@ -93,8 +93,9 @@ class Clips:
             longest that fits (CVRL); each is cropped by itself in any case. None = as the learner needs.
         repeats: samples that are taken from each video when it is opened, each at times of its own (as in mae_st;
             VideoMAE's share their frames and differ in augmentation alone).
-        density: frames are taken so many times as densely as the stride says, for learners that predict the frames
-            between those that the backbone sees; a clip then has frames x density of them. None = as the learner needs.
+        density: frames are taken so many times as densely as the stride says, for learners that predict what lies
+            between, or cut it into clips of their own; a clip then has frames x density of them. A density above the
+            stride shows frames of a file of the reference rate several times. None = as the learner needs.
         weights: how much of the training comes from each corpus, by the names in the manifest's column `corpus`; None =
             as many videos as there are of each. An epoch keeps its length.
         strides: the stride of each corpus that has one of its own (in V2's hybrid pre-training: 2 for

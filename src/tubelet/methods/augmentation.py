@@ -68,10 +68,7 @@ class Augmentation(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,), keys = batch["video"], batch["key"]  # B C T H W
-        labels = {
-            name: (draws.uniform(keys, 1, f"augmentation {name}")[:, 0] * count).long()  # B
-            for name, count in self.counts.items()
-        }
+        labels = {name: draws.choice(keys, count, f"augmentation {name}") for name, count in self.counts.items()}
         logits = self.logits(self.changed(video, keys, labels))
         losses, right = [], {}
         for name, label in labels.items():

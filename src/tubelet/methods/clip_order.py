@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet import draws
 from tubelet.learner import Backbone, Learner
 from tubelet.nn import tuples
 from tubelet.registry import register
@@ -17,7 +18,8 @@ class ClipOrder(Learner):
     """Names the order of shuffled clips (Xu, Xiao, Zhao, Shao, Xie, Zhuang: VCOP, CVPR 2019, section 3).
 
     The clips are evenly spread over four times the backbone's frames: three of 16 have gaps of 8 between them, as
-    published. The label is the order's number in `itertools.permutations`; chance is 1 / clips!.
+    published. So data.stride should be 4 or more, or files have no such frames. The label is the order's number in
+    `itertools.permutations`; chance is 1 / clips!.
 
     Args:
         clips: how many are shuffled. Four have no gaps between them, five overlap.
@@ -39,7 +41,7 @@ class ClipOrder(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,) = batch["video"]  # B C 4T H W
-        label = tuples.choice(batch["key"], len(self.orders), "order")  # B
+        label = draws.choice(batch["key"], len(self.orders), "order")  # B
         times = tuples.spread(video.shape[2], self.clips, video.shape[2] // self.density, video.device)  # n T
         clips = tuples.taken(video, times[self.orders[label]])  # B n C T H W
         logits = self.head(tuples.encode(self.backbone, clips)).float()  # B K

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, cast
@@ -19,7 +20,7 @@ from tubelet.learner import Backbone, Learner, Now
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
 
-FRAMES = {"video": 2, "times": 1}
+FRAMES = {"video": 2, "flow": 2, "times": 1}
 """The dimension of the frames in what comes once for each of them."""
 
 
@@ -46,7 +47,7 @@ class Combined(Learner):
 
     Raises:
         TubeletError: a part cannot be made of its arguments, learns in several phases or from labels, or two parts need
-            views at different times.
+            views at different times or sound of different rates.
     """
 
     def __init__(self, backbone: Backbone, parts: dict[str, dict], videos: int, cosine_steps: int = 20) -> None:
@@ -67,7 +68,8 @@ class Combined(Learner):
         self.modalities = tuple(dict.fromkeys(kind for part in self._parts() for kind in part.modalities))
         self.views = max(part.views for part in self._parts())
         self.density = math.lcm(*(part.density for part in self._parts()))
-        self.view_times = self._view_times()
+        self.view_times = self._agreed("view_times", "views at different times")
+        self.audio_rate = self._agreed("audio_rate", "sound of different rates")
         self.compares_clips = any(part.compares_clips for part in self._parts())
         self.cosine_steps = cosine_steps
         self.measuring = False
@@ -75,21 +77,26 @@ class Combined(Learner):
     def _parts(self) -> Iterator[Learner]:
         return iter(cast("dict[str, Learner]", self.parts).values())
 
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        for label, part in zip(self.parts, self._parts(), strict=True):
+            with _of_part(label):
+                part.check_clip(frames, height, width)
+
     def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
         """What any of the parts trains."""
         return [(name, parameter) for name, parameter in super().parameters_of(phase) if name in self.trained]
 
-    def _view_times(self) -> str | None:
-        """What the parts of several views agree on."""
-        asked = {part.view_times: label for label, part in zip(self.parts, self._parts(), strict=True)
-                 if part.views > 1 and part.view_times is not None}  # fmt: skip
+    def _agreed(self, name: str, differing: str) -> Any:
+        """What the parts that care say of ``name``."""
+        asked = {getattr(part, name): label for label, part in zip(self.parts, self._parts(), strict=True)}
+        asked.pop(nobodys := getattr(Learner, name), None)
         if len(asked) > 1:
             (one, first), (other, second), *_ = asked.items()
             raise TubeletError(
-                f"learner.parts {first} and {second} need views at different times ({one} and {other}): they cannot "
-                "share a pass over the data"
+                f"learner.parts {first} and {second} need {differing} ({one} and {other}): they cannot share a pass "
+                "over the data"
             )
-        return next(iter(asked), None)
+        return next(iter(asked), nobodys)
 
     def forward(self, batch: Batch, phase: str) -> Output:
         total, losses, metrics = None, {}, {}
@@ -122,7 +129,10 @@ class Combined(Learner):
         return cast("Batch", alone)
 
     def _cosines(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The cosine between each two parts' gradients on the backbone, of the batch of all processes together."""
+        """The cosine between each two parts' gradients on the backbone, of a micro-batch of all processes together.
+
+        What is logged of a step is the mean over its micro-batches, each of which has noisier gradients than the batch.
+        """
         weights = [p for p in self.backbone.parameters() if p.requires_grad]
         if any(isinstance(p, DTensor) for p in weights):
             return {}
@@ -156,6 +166,15 @@ def _weight(label: str, options: dict[str, Any]) -> float:
     return float(weight)
 
 
+@contextmanager
+def _of_part(label: str) -> Iterator[None]:
+    """Mistakes are said of the part."""
+    try:
+        yield
+    except TubeletError as error:
+        raise TubeletError(str(error).replace("learner.", f"learner.parts.{label}.")) from None
+
+
 def _part(label: str, options: dict[str, Any], backbone: Backbone, videos: int) -> Learner:
     """The learner of a label."""
     if hasattr(nn.ModuleDict, label) or "." in label or not label:
@@ -169,10 +188,8 @@ def _part(label: str, options: dict[str, Any], backbone: Backbone, videos: int) 
         raise TubeletError(f"learner.parts.{label}: {name} learns from labels, which the others do without")
     if "videos" in inspect.signature(found).parameters:
         options["videos"] = videos
-    try:
+    with _of_part(label):
         part: Learner = registry.build("methods", name, backbone=backbone, **options)
-    except TubeletError as error:
-        raise TubeletError(str(error).replace("learner.", f"learner.parts.{label}.")) from None
     if part.phases != Learner.phases:
         raise TubeletError(
             f"learner.parts.{label}: {name} learns in phases ({', '.join(part.phases)}), and parts share one step: it "

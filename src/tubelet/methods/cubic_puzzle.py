@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tubelet import draws
 from tubelet.learner import Backbone, Learner
 from tubelet.nn import tuples
 from tubelet.nn.heads import Projector
@@ -21,9 +22,10 @@ CELLS = 4
 class CubicPuzzle(Learner):
     """Sorts four cells of a video (Kim, Cho, Kweon: Space-Time Cubic Puzzles, AAAI 2019, section 3).
 
-    The video is cut into 2 x 2 places and four times, each cell as many frames long as the backbone's clips. Four cells
-    make a puzzle: the places of one time, or the times of one place; each puzzle has its head for the 24 orders. Cells
-    are cut with a gap of their own and show one of their channels, against shortcuts. https://arxiv.org/abs/1811.09795
+    The video is cut into 2 x 2 places and four times, each cell as many frames long as the backbone's clips, for which
+    data.stride should be 4 or more, or files have no such frames. Four cells make a puzzle: the places of one time, or
+    the times of one place; each puzzle has its head for the 24 orders. Cells are cut with a gap of their own and show
+    one of their channels, against shortcuts. https://arxiv.org/abs/1811.09795
 
     Both puzzles are made of each video instead of one by chance. On a still clip the puzzle in time is at chance; that
     in space may be solved by what a single frame shows.
@@ -64,7 +66,7 @@ class CubicPuzzle(Learner):
         (video,), keys = batch["video"], batch["key"]  # B C 4T H W
         times = video.unflatten(2, (CELLS, -1)).transpose(1, 2)  # B 4 C T H W
         cells = tuples.squares(times)  # B 16 C T H/2 W/2: four places of each time
-        labels = {along: tuples.choice(keys, len(self.orders), along) for along in self.heads}  # B each
+        labels = {along: draws.choice(keys, len(self.orders), along) for along in self.heads}  # B each
         chosen = torch.cat([self.chosen(along, keys).gather(1, self.orders[labels[along]]) for along in labels], dim=1)
         rows = torch.arange(len(video), device=video.device)[:, None]
         shown = tuples.cut(cells[rows, chosen], keys, "gap", self.gap, self.patch)  # B 4p C T h w, of p puzzles
@@ -76,10 +78,10 @@ class CubicPuzzle(Learner):
             logits = self.heads[along](items.flatten(1)).float()  # B 24
             losses.append(F.cross_entropy(logits, label))
             right[f"accuracy_{along}"] = (logits.argmax(dim=1) == label).float().mean()
-        return Output(torch.stack(losses).mean(), right)
+        return Output(torch.stack(losses).mean(), {"accuracy": torch.stack(list(right.values())).mean(), **right})
 
     def chosen(self, along: str, keys: Tensor) -> Tensor:
         """The cells of a puzzle among all 16, in their order: B 4 int64."""
-        other = tuples.choice(keys, CELLS, f"{along} of")[:, None]  # B 1: which time, or which place
+        other = draws.choice(keys, CELLS, f"{along} of")[:, None]  # B 1: which time, or which place
         own = torch.arange(CELLS, device=keys.device)
         return other * CELLS + own if along == "space" else own * CELLS + other

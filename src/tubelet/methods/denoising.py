@@ -68,7 +68,7 @@ class Denoising(Learner):
 
     def spoil(self, video: Tensor, keys: Tensor) -> Tensor:
         """Each clip spoilt in one way, drawn from its key: B C T H W in [0, 1]."""
-        chosen = (draws.uniform(keys, 1, "corruption") * len(self.corruptions)).long().view(-1, 1, 1, 1, 1)
+        chosen = draws.choice(keys, len(self.corruptions), "corruption").view(-1, 1, 1, 1, 1)
         spoilt = video
         for number, kind in enumerate(self.corruptions):
             spoilt = torch.where(chosen == number, self.spoilt_by(kind, video, keys), spoilt)
@@ -79,7 +79,7 @@ class Denoising(Learner):
         if kind == "noise":
             return views.noise(video, keys, "noise", self.noise)
         if kind == "channel":
-            lost = (draws.uniform(keys, 1, "channel") * 3).long() == torch.arange(3, device=keys.device)  # B C
+            lost = draws.choice(keys, 3, "channel")[:, None] == torch.arange(3, device=keys.device)  # B C
             return torch.where(lost[:, :, None, None, None], self.backbone.mean, video)
         if kind == "blur":
             deviation = video.new_full((len(video),), self.blur * video.shape[3])  # B

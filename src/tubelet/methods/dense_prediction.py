@@ -25,7 +25,8 @@ class DensePrediction(Learner):
     and a block's map is the mean over its time.
 
     What differs: the backbone is ours. A block has as many frames as the clip that it is made for and is judged with,
-    taken so many times as densely as there are blocks; together they span that clip.
+    taken so many times as densely as there are blocks; together they span that clip. So data.stride should be no less
+    than the number of blocks, or files have no such frames, and the cubes show one of theirs twice.
 
     Args:
         blocks: how many a video is cut into.

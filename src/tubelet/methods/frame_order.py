@@ -57,9 +57,13 @@ class FrameOrder(Learner):
         self.register_buffer("orders", torch.tensor(tuples.orders_either_way(frames)), persistent=False)  # K n
         self.head = tuples.PairwiseHead(backbone.dim, frames, len(self.orders), hidden, dropout)
 
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        super().check_clip(frames, height, width)
+        tuples.check_frames(frames, self.frames)
+
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,), keys = batch["video"], batch["key"]  # B C T H W
-        label = tuples.choice(keys, len(self.orders), "order")  # B
+        label = draws.choice(keys, len(self.orders), "order")  # B
         backwards = draws.uniform(keys, 1, "backwards") < 0.5  # B 1
         orders = torch.where(backwards, self.frames - 1 - self.orders[label], self.orders[label])  # B n
         places = tuples.moving_places(video, keys, self.frames, self.window, "places").gather(1, orders)  # B n

@@ -37,7 +37,10 @@ class FramePrediction(Learner):
         future: how many frames are predicted, a multiple of the backbone's tubelet.
         loss: distance of the pixels, "l1" or "l2".
         gradient: weight of the distance of their gradients.
-        adversarial: weight of what the critic thinks; 0 = the critic changes nothing.
+        adversarial: weight of what the critic thinks; 0 = the critic changes nothing. The sums over pixels grow with
+            the clip and this does not, so that the published 0.05 is hardly felt: of two frames of 16 x 16 pixels (in
+            the test) it is a tenth of the gradient, and the critic is right of 85 % of the clips; with 5 it is right of
+            58 %, for an error that is an eighth larger.
         decoder_dim: width of the decoder; None = half of the backbone's.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder; None = one for each 64 of its width, at least 1.
@@ -91,11 +94,14 @@ class FramePrediction(Learner):
         own = super().parameters_of(phase)
         return [(name, p) for name, p in own if name.startswith("critic.") == (phase == "critic")]
 
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        super().check_clip(frames, height, width)
+        if self.future > frames:
+            raise TubeletError(f"learner.future ({self.future}) must be no more than data.frames ({frames})")
+
     def forward(self, batch: Batch, phase: str) -> Output:
         (clip,) = batch["video"]  # B C 2T H W in [0, 1]
         frames = clip.shape[2] // self.density
-        if self.future > frames:
-            raise TubeletError(f"learner.future ({self.future}) must be no more than data.frames ({frames})")
         past, future = clip[:, :, :frames], clip[:, :, frames : frames + self.future]  # B C T H W, B C F H W
         if phase == "critic":
             with torch.no_grad():

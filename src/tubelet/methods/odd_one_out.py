@@ -45,7 +45,7 @@ class OddOneOut(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,) = batch["video"]  # B C 2T H W
-        odd = tuples.choice(batch["key"], self.clips, "odd")  # B
+        odd = draws.choice(batch["key"], self.clips, "odd")  # B
         clips = tuples.taken(video, self.times(odd, batch["key"], video.shape[2]))  # B n C T H W
         # what all features share cancels in the differences: a bias would, and without the ReLU that of the last norm
         seen = F.relu(self.enter(tuples.encode(self.backbone, clips)))  # B n hidden

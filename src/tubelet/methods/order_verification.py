@@ -13,6 +13,8 @@ from tubelet.nn.heads import Projector
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
 
+ITEMS = 5
+"""Frames a to e."""
 NEGATIVES = 0.75
 """Their weight among the tuples (Misra et al. 2016, table 2)."""
 
@@ -29,7 +31,7 @@ class OrderVerification(Learner):
 
     Args:
         length: frames of an item: 1 = a single frame, repeated to the length of a cube, as published; more = a short
-            clip, of frames that are so many times as dense.
+            clip, of frames that are so many times as dense, for which data.stride should be no less.
         window: share of the clip from which the five are drawn; it lies where much moves.
         hidden: width of the head.
     """
@@ -47,6 +49,10 @@ class OrderVerification(Learner):
         self.backbone = backbone
         self.head = Projector(3 * backbone.dim, hidden, 2, norm=False)
 
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        super().check_clip(frames, height, width)
+        tuples.check_frames(frames, ITEMS)
+
     def forward(self, batch: Batch, phase: str) -> Output:
         (video,) = batch["video"]  # B C T*length H W
         seen = tuples.encode(self.backbone, self.items(video, batch["key"]))  # B 5 D
@@ -61,14 +67,14 @@ class OrderVerification(Learner):
 
     def items(self, video: Tensor, keys: Tensor) -> Tensor:
         """Five items in their order, B 5 C L H W."""
-        places = tuples.moving_places(video[:, :, :: self.length], keys, 5, self.window, "places")  # B 5
+        places = tuples.moving_places(video[:, :, :: self.length], keys, ITEMS, self.window, "places")  # B 5
         times = places[..., None] * self.length + torch.arange(self.length, device=video.device)  # B 5 length
         clips = tuples.taken(video, times)  # B 5 C length H W
         return clips.repeat(1, 1, 1, self.tubelet, 1, 1) if self.length == 1 else clips
 
     def tuples(self, seen: Tensor, keys: Tensor) -> Tensor:
         """One tuple in order and two that are not, each forwards or backwards: B 5 D -> B 3 3 D."""
-        a, b, c, d, e = range(5)
+        a, b, c, d, e = range(ITEMS)
         shown = seen[:, [[b, c, d], [b, a, d], [b, e, d]]]  # B 3 3 D
         backwards = draws.uniform(keys, 3, "backwards") < 0.5  # B 3
         return torch.where(backwards[..., None, None], shown.flip(2), shown)

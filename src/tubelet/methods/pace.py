@@ -46,7 +46,7 @@ class Pace(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         (clip,), (times,), keys = batch["video"], batch["times"], batch["key"]  # B C T*paces H W
-        label = (draws.uniform(keys, 1, "pace")[:, 0] * self.density).long()  # B
+        label = draws.choice(keys, self.density, "pace")  # B
         video = at_speed(clip, times, label + 1, clip.shape[2] // self.density, keys, "pace start")  # B C T H W
         if self.jitter:
             far = self.jitter

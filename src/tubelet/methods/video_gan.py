@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tubelet import draws
-from tubelet.learner import Backbone, Learner, Now
+from tubelet.learner import Backbone, Learner
 from tubelet.nn import adversarial
 from tubelet.nn.heads import BatchNorm
-from tubelet.nn.memory import Ema
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
 
@@ -31,18 +30,20 @@ class VideoGAN(Learner):
 
     What differs: the critic is the backbone, not five convolutions; the generator has as many upsamplings as the clip
     can be halved, four at most (published: always four, from 2 x 4 x 4 to 32 x 64 x 64), and its batch norms keep no
-    statistics. With ``average``, previews come from a moving average of the generator.
+    statistics.
 
     Args:
         latent: numbers of noise that a clip is made of.
         width: channels before the last layer; each layer towards the noise has twice as many, up to eight times.
         sparsity: weight of the mean of the mask.
-        smooth: weight of the critic's squared slope at real clips, without which it is soon sure of everything: the R1
-            penalty (Mescheder et al. 2018, equation 9, there 10), measured by a little noise, which needs no second
+        smooth: gamma of the R1 penalty on the critic's squared slope at real clips, without which it is soon sure of
+            everything (Mescheder et al. 2018, equation 9, there 10: gamma / 2 of it beside the sum of both
+            cross-entropies, of which the loss here is half). It is measured by a little noise, which needs no second
             derivatives (Lin et al. 2025, arXiv:2501.08316, section 3.3); 0 as published.
-        average: share of the moving average of the generator that is kept at a step.
     """
 
+    compares_clips = True
+    """By the generator's batch norms."""
     phases = ("critic", "generator")
 
     def __init__(
@@ -52,19 +53,22 @@ class VideoGAN(Learner):
         width: int = 64,
         sparsity: float = 0.1,
         smooth: float = 0.0,
-        average: float = 0.999,
     ) -> None:
         super().__init__()
         for name, value in {"sparsity": sparsity, "smooth": smooth}.items():
             if value < 0:
                 raise TubeletError(f"learner.{name} must be 0 (off) or more, not {value:g}")
+        if smooth and backbone.config.get("drop_path"):
+            raise TubeletError(
+                "learner.smooth measures how the critic's score changes from a clip to one close by, and random paths "
+                "change it more: set backbone.drop_path to 0"
+            )
         if backbone.config["made_for"] is None:
             raise TubeletError("video_gan makes clips of one size: set backbone.made_for to frames, height and width")
         self.latent, self.sparsity, self.smooth = latent, sparsity, smooth
         self.backbone = backbone
         self.head = nn.Linear(backbone.dim, 1)
         self.generator = Generator(latent, width, tuple(backbone.config["made_for"]))
-        self.average = Ema({"generator": self.generator}, average)
 
     def parameters_of(self, phase: str) -> list[tuple[str, nn.Parameter]]:
         """The generator's, or the backbone's with its head."""
@@ -80,29 +84,21 @@ class VideoGAN(Learner):
             return Output(loss, {"mask": mask.detach().mean()})
         with torch.no_grad():
             made, _ = self.generator(noise)
-        real, false = self.score(video), self.score(made.to(video.dtype))  # B
-        loss = told_apart = adversarial.of_critic(real, false)
         if self.smooth:
             near = video + NEAR * draws.normal(batch["key"], video[0].numel(), "near").view_as(video)
-            loss = loss + self.smooth / 2 * ((self.score(near) - real) / NEAR).square().mean()
+            with torch.autocast(video.device.type, enabled=False):  # whose rounding is more than so small a change
+                real, close = self.score(video), self.score(near)  # B
+        else:
+            real = close = self.score(video)  # B
+        false = self.score(made.to(video.dtype))  # B
+        told_apart = adversarial.of_critic(real, false)
+        loss = told_apart + self.smooth / 4 * ((close - real) / NEAR).square().mean()
         said_right = torch.cat([real > 0, false < 0]).float().mean()
         return Output(loss, {"critic_accuracy": said_right, "told_apart": told_apart.detach()})
 
     def score(self, video: Tensor) -> Tensor:
         """How real clips look, float32: B C T H W -> B."""
         return self.head(self.backbone(video).tokens.mean(dim=1))[:, 0].float()
-
-    @torch.no_grad()
-    def preview(self, keys: Tensor) -> Tensor:
-        """Clips of the averaged generator, one for each key: B int64 -> B C T H W in [0, 1].
-
-        Several at a time, since its norms are relative to the batch.
-        """
-        generator = self.average.get_submodule("generator")
-        return generator(draws.normal(keys, self.latent, "preview"))[0]
-
-    def after_step(self, now: Now) -> None:
-        self.average.move({"generator": self.generator})
 
 
 class Generator(nn.Module):

@@ -86,7 +86,7 @@ def running(keys: Tensor, grid: Grid, ratio: float, stream: str = "running") -> 
     # in which order the four places of a cell have their turn: upper left, lower right, lower left, upper right
     cell = torch.tensor([[0, 3], [2, 1]], device=keys.device)
     order = cell.repeat((rows + 1) // 2, (columns + 1) // 2)[:rows, :columns].flatten()  # places
-    phase = (draws.uniform(keys, 1, f"{stream} phase") * 4).long()[..., None]  # B 1 1
+    phase = draws.choice(keys, 4, f"{stream} phase")[:, None, None]  # B 1 1
     time = torch.arange(frames, device=keys.device)[:, None]  # t 1
     turn = (time - order + 1 + phase) % 4  # B t places
     score = turn + draws.uniform(keys, frames * rows * columns, stream).view(turn.shape)  # B t places

@@ -25,7 +25,7 @@ def at_speed(clip: Tensor, times: Tensor, speed: Tensor, frames: int, keys: Tens
     """
     length = 1 + (times < times[:, -1:]).sum(dim=1)  # B: up to where the last frame is reached
     room = (length - 1 - (frames - 1) * speed).clamp(min=0)  # B
-    start = (draws.uniform(keys, 1, stream)[:, 0] * (room + 1)).long()  # B
+    start = draws.choice(keys, room + 1, stream)  # B
     steps = torch.arange(frames, device=clip.device)
     place = (start[:, None] + speed[:, None] * steps) % length[:, None]  # B T
     return torch.take_along_dim(clip, place[:, None, :, None, None], dim=2)  # B C T H W

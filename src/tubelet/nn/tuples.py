@@ -23,11 +23,6 @@ Orders = NDArray[numpy.int64]
 """K n: each row says which item stands in each place."""
 
 
-def choice(keys: Tensor, count: int, stream: str) -> Tensor:
-    """One of ``count`` for each key, all equally likely: B int64."""
-    return (draws.uniform(keys, 1, stream)[:, 0].double() * count).long()  # B
-
-
 # which parts of a video
 
 
@@ -43,11 +38,17 @@ def spread(frames: int, count: int, length: int, device: torch.device) -> Tensor
     return torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
 
 
+def check_frames(frames: int, count: int) -> None:
+    """Raises where a clip has too few frames for ``count`` different ones."""
+    if frames < count:
+        raise TubeletError(f"{count} different frames cannot be taken from a clip of {frames}: raise data.frames")
+
+
 def moving_places(video: Tensor, keys: Tensor, count: int, window: float, stream: str) -> Tensor:
     """Different frames of each video from where it moves, in their order: B C T H W -> B count int64.
 
     They are drawn from a window, and the window with a chance in proportion to how much changes in it (Misra et al.
-    2016, section 3.1; the change of pixels stands for optical flow).
+    2016, section 3.1; the change of pixels stands for optical flow); in it all sets of frames are equally likely.
 
     Args:
         window: its length, as a share of the clip; it is at least ``count`` frames.
@@ -56,16 +57,14 @@ def moving_places(video: Tensor, keys: Tensor, count: int, window: float, stream
         TubeletError: the clip has fewer than ``count`` frames.
     """
     frames = video.shape[2]
-    if frames < count:
-        raise TubeletError(f"{count} different frames cannot be taken from a clip of {frames}: raise data.frames")
+    check_frames(frames, count)
     length = max(count, round(window * frames))
     change = (video[:, :, 1:] - video[:, :, :-1]).float().abs().mean(dim=(1, 3, 4))  # B T-1
     likely = change.unfold(1, length - 1, 1).sum(dim=2) + 1e-6  # B windows; in a still all are alike
     bounds = likely.cumsum(dim=1)
-    drawn = draws.uniform(keys, 1 + count, stream)  # B 1+count
+    drawn = draws.uniform(keys, 1 + length, stream)  # B 1+length
     first = (drawn[:, :1] * bounds[:, -1:] >= bounds[:, :-1]).sum(dim=1, keepdim=True)  # B 1
-    steps = (drawn[:, 1:].sort(dim=1).values * (length - count + 1)).long()  # B count, ascending
-    return first + steps + torch.arange(count, device=video.device)  # B count
+    return first + drawn[:, 1:].argsort(dim=1)[:, :count].sort(dim=1).values  # B count: any set of them, in its order
 
 
 def squares(clips: Tensor) -> Tensor:

@@ -55,13 +55,12 @@ def augmented(video: Tensor, keys: Tensor, stream: str, strength: str = "moco") 
     if strength == "none":
         return video
     how = STRENGTHS[strength]
-    with torch.autocast(video.device.type, enabled=False):  # in which a blur would round pixels to 7 bits
-        video = jitter(
-            video, keys, f"{stream} jitter", how.brightness, how.contrast, how.saturation, how.hue, chance=how.jitter
-        )
-        video = grey(video, keys, f"{stream} grey", how.grey)
-        video = blur(video, keys, f"{stream} blur", how.blur)
-        return solarise(video, keys, f"{stream} solarise", how.solarise) if how.solarise else video
+    video = jitter(
+        video, keys, f"{stream} jitter", how.brightness, how.contrast, how.saturation, how.hue, chance=how.jitter
+    )
+    video = grey(video, keys, f"{stream} grey", how.grey)
+    video = blur(video, keys, f"{stream} blur", how.blur)
+    return solarise(video, keys, f"{stream} solarise", how.solarise) if how.solarise else video
 
 
 def jitter(
@@ -142,8 +141,9 @@ def blurred(video: Tensor, deviation: Tensor, reach: int) -> Tensor:
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(video.dtype)
     pictures = video.transpose(0, 2).reshape(frames * channels, batch, height, width)  # T*C B H W
     pictures = F.pad(pictures, (reach, reach, reach, reach), mode="replicate")
-    pictures = F.conv2d(pictures, kernel[:, None, :, None], groups=batch)
-    pictures = F.conv2d(pictures, kernel[:, None, None, :], groups=batch)
+    with torch.autocast(video.device.type, enabled=False):  # in which pixels would be rounded to 7 bits
+        pictures = F.conv2d(pictures, kernel[:, None, :, None], groups=batch)
+        pictures = F.conv2d(pictures, kernel[:, None, None, :], groups=batch)
     return pictures.view(frames, channels, batch, height, width).transpose(0, 2)  # B C T H W
 
 

@@ -327,7 +327,15 @@ def check(learner: Learner, clips: Clips) -> None:
             f"{type(learner).__name__} with these settings needs frames {learner.density} times as dense as "
             f"data.stride: set data.density to {learner.density}"
         )
-    learner.backbone.grid(clips.frames, clips.size, clips.size)
+    learner.check_clip(clips.frames, clips.size, clips.size)
+    stride = min([clips.stride, *clips.strides.values()])
+    if stride < clips.density:
+        rate = clips.reference_fps * clips.density / stride
+        slow = f"a file of less than {rate:g} a second" if rate else "every file"
+        warn(
+            f"{type(learner).__name__} takes {clips.density} frames in each data.stride of {stride}: {slow} shows some "
+            f"frames several times in a row. Set data.stride to {clips.density} or more"
+        )
 
 
 def check_passes(recipe: Recipe, learner: Learner) -> None:
