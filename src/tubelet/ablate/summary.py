@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import math
@@ -15,7 +13,7 @@ from typing import Any
 from tubelet.ablate.figure import draw
 from tubelet.ablate.plan import BASELINE, Cell, Judgement, Plan
 from tubelet.ablate.work import record
-from tubelet.checkpoint import write_atomically, write_json
+from tubelet.checkpoint import write_atomically, write_csv, write_json
 from tubelet.log import warn
 from tubelet.metrics.classification import paired_spread
 from tubelet.tasks.protocol import main_number
@@ -148,32 +146,27 @@ def _sign(value: float) -> int:
 def write(summary: Summary, out: Path) -> list[Path]:
     """Writes ``TABLE.json``, ``.csv``, ``.md`` and, where Matplotlib is installed, ``.png``."""
     stem = out / summary["table"]
-    write_json(stem.with_suffix(".json"), summary)
-    paths = [stem.with_suffix(".json")]
-    for suffix, text in ((".csv", as_csv(summary)), (".md", as_markdown(summary))):
-        path = stem.with_suffix(suffix)
-        write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8", newline=""))
-        paths.append(path)
+    paths = [stem.with_suffix(suffix) for suffix in (".json", ".csv", ".md", ".png")]
+    write_json(paths[0], summary)
+    write_csv(paths[1], as_rows(summary))
+    write_atomically(paths[2], lambda file: file.write_text(as_markdown(summary), encoding="utf-8", newline=""))
     try:
-        path = stem.with_suffix(".png")
-        write_atomically(path, lambda file: draw(summary, file))
-        paths.append(path)
+        write_atomically(paths[3], lambda file: draw(summary, file))
     except TubeletError as error:
         warn(f"no figure: {error}")
+        return paths[:3]
     return paths
 
 
-def as_csv(summary: Summary) -> str:
-    """One line for each row, task and seed."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["table", "row", summary["axis"] or "x", "published", "task", "seed", "value"])
+def as_rows(summary: Summary) -> list[list[object]]:
+    """One line for each row, task and seed; the first has the names of the columns."""
+    lines: list[list[object]] = [["table", "row", summary["axis"] or "x", "published", "task", "seed", "value"]]
     for row in summary["rows"]:
         for column in summary["columns"]:
             for seed, value in row["values"][column].items():
                 start = [summary["table"], row["name"], _number(row["x"], "g"), _number(row["published"], "g")]
-                lines.writerow([*start, column, seed, f"{value:.4f}"])
-    return text.getvalue()
+                lines.append([*start, column, seed, f"{value:.4f}"])
+    return lines
 
 
 def as_markdown(summary: Summary) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 import time
 from collections import deque
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet import dist, draws
-from tubelet.checkpoint import write_atomically
+from tubelet.checkpoint import write_csv
 from tubelet.data import objects, read
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.objects import Masks, Sequence
@@ -322,14 +320,9 @@ def say_left_out(left_out: dict[str, str], count: int) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """One line for each object."""
-    text = io.StringIO()
     columns = ["video", "object", "frames", "j", "f", "j_recall", "f_recall", "j_decay", "f_decay"]
-    lines = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    lines.writeheader()
-    for row in rows:
-        lines.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: _write(file, text.getvalue()))
+    lines = [[f"{row[name]:.6g}" if isinstance(row[name], float) else row[name] for name in columns] for row in rows]
+    write_csv(path, [columns, *lines])
 
 
 def strip(video: NDArray[numpy.uint8], truth: Masks, found: Masks, known: list[int]) -> NDArray[numpy.uint8]:
@@ -365,7 +358,3 @@ def stacked(strips: list[NDArray[numpy.uint8]], gap: int = 6) -> NDArray[numpy.u
         numpy.pad(strip, ((0, gap), (0, width - strip.shape[1]), (0, 0)), constant_values=255) for strip in strips
     ]
     return numpy.concatenate(padded)[:-gap]
-
-
-def _write(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8", newline="")

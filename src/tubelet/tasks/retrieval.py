@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tubelet.checkpoint import write_atomically
+from tubelet.checkpoint import write_csv
 from tubelet.learner import Backbone
 from tubelet.metrics.classification import wilson
 from tubelet.metrics.ranking import mean_average_precision, recall_at
@@ -69,22 +67,14 @@ class Retrieval(Task):
 
     def _write(self, out: Path, data: Protocol, known: Tensor, asked: Tensor, cosines: Tensor) -> None:
         """``predictions.csv``: for each test video the training video that lies nearest."""
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(["path", "label", "nearest", "nearest_label", "cosine", "id"])
+        lines: list[list[object]] = [["path", "label", "nearest", "nearest_label", "cosine", "id"]]
         gallery = known.nonzero().flatten().tolist()
         value, place = cosines.max(dim=1)
         rows = asked.nonzero().flatten().tolist()
         for row, nearest, cosine in zip(rows, place.tolist(), value.tolist(), strict=True):
             video, found = data.test.videos[row], data.train.videos[gallery[nearest]]
-            lines.writerow([video.path, video.label, found.path, found.label, f"{cosine:.6g}", row])
-        written = text.getvalue()
-        path = out / "predictions.csv"
-        write_atomically(path, lambda file: _put(file, written))
-
-
-def _put(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8", newline="")
+            lines.append([video.path, video.label, found.path, found.label, f"{cosine:.6g}", row])
+        write_csv(out / "predictions.csv", lines)
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:
