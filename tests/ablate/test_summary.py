@@ -12,10 +12,11 @@ from tubelet.ablate import figure, summary
 from tubelet.ablate.plan import split_words
 
 
-def row(name, published, values, x=None, errors=()):
+def row(name, published, values, x=None, errors=(), untrained="not pre-trained"):
     spreads = summary.paired_spread(list(values.values())) if values else None
     return {
-        "name": name, "x": x, "published": published, "values": {"knn": {str(k): v for k, v in values.items()}},
+        "name": name, "untrained": untrained, "x": x, "published": published,
+        "values": {"knn": {str(k): v for k, v in values.items()}},
         "mean": {"knn": spreads["mean"]} if spreads else {}, "std": {"knn": spreads["std"]} if spreads else {},
         "steps": 3, "clips": 12, "epochs": 1.0, "videos": 12, "seconds": 1.5, "errors": list(errors),
     }  # fmt: skip
@@ -25,7 +26,7 @@ def made(rows, axis=None):
     return {
         "table": "mask", "title": "Kind of mask", "paper": "1b", "note": "A note.", "axis": axis,
         "baseline": "not pre-trained", "recipe": "tiny", "options": ["--data.size", "16"], "tasks": {"knn": {"k": 3}},
-        "labels_per_class": 5, "seeds": [0, 1], "columns": ["knn"], "numbers": {"knn": None},
+        "labels_per_class": 5, "seeds": [0, 1], "columns": ["knn"], "numbers": {"knn": "top1"},
         "published": {"measure": "SSv2, top-1 %", "source": "a paper", "also": [{"name": "more", "value": 12.5}]},
         "rows": rows, "agreement": {"knn": summary.agreement(rows, "knn")}, "failed": ["tube: no"], "missing": 1,
     }  # fmt: skip

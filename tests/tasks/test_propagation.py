@@ -224,7 +224,7 @@ def test_an_odd_sequence_is_left_out_by_its_name_and_others_are_told_of(tmp_path
 
 
 def test_no_colour_overflows():
-    """The palette of the ninth object on is brighter than that of the first eight, and 255 is the brightest there is."""
+    """The palette is brighter from its ninth colour on, and 255 is the brightest there is."""
     known = list(range(1, 65))
     mask = numpy.array([known], numpy.uint8)
     shown = tinted(numpy.full((1, 64, 3), 255, numpy.uint8), mask, known)

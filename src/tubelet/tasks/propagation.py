@@ -82,6 +82,7 @@ class Propagation(Task):
         pictures: of how many videos the picture strip shows the true masks above those that were found.
     """
 
+    numbers = NUMBERS
     one_frame = False
 
     def __init__(

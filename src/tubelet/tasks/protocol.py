@@ -8,7 +8,7 @@ of its views; an unreadable one is left out and counted, and nothing stands in f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +30,9 @@ from tubelet.types import TubeletError
 Result = dict[str, Any]
 """What a task answers, ready for JSON: what `judge` returns, and ``seconds``, ``missing``, ``train_videos`` ...
 
-A task that is not about classes names its own ``numbers``, the main one first: shares, of which more is better. The
-95 % ``interval`` is the main one's, ``videos`` is how many were judged, and ``judged_on`` says where they are from, if
-not from the labelled videos of the manifest. ``pictures`` names files beside ``predictions.csv`` to be looked at.
+A task that is not about classes names its own ``numbers``, as `Task.numbers` has them. The 95 % ``interval`` is
+the main one's, ``videos`` is how many were judged, and ``judged_on`` says where they are from, if not from the labelled
+videos of the manifest. ``pictures`` names files beside ``predictions.csv`` to be looked at.
 """
 CLASSIFICATION = ("top1", "top5", "class_mean")
 """The numbers of a result that names none."""
@@ -41,6 +41,8 @@ CLASSIFICATION = ("top1", "top5", "class_mean")
 class Task:
     """Judges a backbone. Options are the arguments of its constructor."""
 
+    numbers: Sequence[str] = CLASSIFICATION
+    """The names of what it finds, the main one first: shares, of which more is better."""
     one_frame: bool = True
     """Whether the pixels of a clip's middle frame can be judged in place of an encoder's tokens, as a control."""
 

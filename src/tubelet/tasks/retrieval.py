@@ -38,6 +38,7 @@ class Retrieval(Task):
         if not ks or min(ks) < 1:
             raise TubeletError(f"retrieval.ks must be numbers of at least 1, not {list(ks)}")
         self.ks, self.centre = sorted(set(ks)), centre
+        self.numbers = [*(f"recall@{k}" for k in self.ks), "map"]
 
     def __call__(self, backbone: Backbone, data: Protocol, out: Path) -> Result:
         started = time.perf_counter()
@@ -49,15 +50,14 @@ class Retrieval(Task):
         gallery, queries = (functional.normalize(part.float(), dim=1) for part in (gallery, queries))
         cosines = queries @ gallery.T  # Q G
         relevant = test.labels[test.readable][:, None] == train.labels[train.readable]  # Q G
-        recalls = {f"recall@{k}": value for k, value in recall_at(cosines, relevant, self.ks).items()}
-        numbers = {**recalls, "map": mean_average_precision(cosines, relevant)}
+        recalls = recall_at(cosines, relevant, self.ks)
+        shares = [*(recalls[k] for k in self.ks), mean_average_precision(cosines, relevant)]
         self._write(out, data, train.readable, test.readable, cosines)
         count = len(queries)
         missing = [str(data.test.videos[row].path) for row in (~test.readable).nonzero().flatten().tolist()]
-        first = f"recall@{self.ks[0]}"
         return {
-            "numbers": list(numbers), **numbers,
-            "interval": list(wilson(round(numbers[first] * count), count)),
+            "numbers": self.numbers, **dict(zip(self.numbers, shares, strict=True)),
+            "interval": list(wilson(round(shares[0] * count), count)),
             "positive": float(cosines[relevant].mean()), "negative": float(cosines[~relevant].mean()),
             "auc": auc(cosines[relevant], cosines[~relevant]),
             "videos": count, "unreadable": len(missing), "missing": missing,
