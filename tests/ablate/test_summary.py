@@ -126,6 +126,20 @@ def test_a_figure_begins_at_nought_however_wide_the_spread(tmp_path, monkeypatch
     assert lines.get_xlim()[1] > 60 and curve.get_ylim()[1] > 60
 
 
+def test_nothing_and_what_failed_are_to_be_seen(tmp_path, monkeypatch):
+    """Fails where the axis cuts a point at 0, or where a row that failed is an empty line."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **how: drawn.append(self))
+    rows = [row("nothing", None, {0: 0.0}), row("all", None, {0: 100.0}), row("lost", None, {}, errors=["no"])]
+    figure.draw(made(rows), tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_xlim()[0] <= -5
+    (said,) = [text for text in axes.texts if text.get_text() == "failed"]
+    assert said.get_position()[1] == 2
+
+
 def test_a_figure_gives_ours_and_the_published_numbers_a_panel_each(tmp_path, monkeypatch):
     """Neither shares the scale of the other, and the untrained network is a line, not a row."""
     from matplotlib.figure import Figure

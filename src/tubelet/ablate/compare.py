@@ -89,7 +89,7 @@ def compare(
         untrained, first = _named(form, usual), forms[form][0].recipe
         rows.append(Row(untrained, {"backbone.init": None}, trained=False, recipe=first))
         rows += [row._replace(untrained=untrained) for row in forms[form]]
-    each = " Those of the same backbone follow it." if len(forms) > 1 else ""
+    each = " Below each such network stand those that begin like it." if len(forms) > 1 else ""
     table = Table(
         "comparison", "Comparison of methods", tuple(rows),
         note=f"Each sees {clips:,} clips: each view that is loaded counts. What is not pre-trained is fine-tuned from "

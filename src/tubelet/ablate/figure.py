@@ -13,6 +13,8 @@ INK = "#222222"
 PUBLISHED = COLOURS[1]
 OURS = COLOURS[0]
 FAILED = "#b00020"
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+"""What letters stand on, so that no line crosses them."""
 MEAN, SEED = "mean ± standard deviation over seeds", "one seed"
 LOGARITHMIC = ("epochs", "videos")
 """Axes whose points are doublings."""
@@ -63,13 +65,14 @@ def _rows(axes: Any, rows: list[Mapping[str, Any]], column: str | None, summary:
         mean, std, seeds = _numbers(row, column)
         if mean is None:
             lacks = "failed" if column is not None and row["errors"] else ""
-            axes.text(0.03, height, lacks, transform=axes.get_yaxis_transform(), color=FAILED, va="center", fontsize=9)
+            axes.text(0.03, height, lacks, transform=axes.get_yaxis_transform(), color=FAILED, va="center", fontsize=9,
+                      bbox=BEHIND)  # fmt: skip
             continue
         colour = PUBLISHED if column is None else OURS
         axes.errorbar(mean, height, xerr=std, color=colour, marker="o", markersize=6, capsize=3, label=MEAN)
         axes.plot(seeds, [height] * len(seeds), "|", color=INK, markersize=7, alpha=0.7, label=SEED)
         axes.annotate(f"{mean:.1f}", (mean, height), (0, 8), textcoords="offset points", ha="center", fontsize=9,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
+                      bbox=BEHIND)  # fmt: skip
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.margins(x=0.18)
