@@ -237,8 +237,7 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
     """Judge the encoder of a run by tasks, with confidence intervals and baselines."""
     from tubelet import recipe
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TubeletError("tubelet evaluate runs in one process: start it without torchrun")
+    _alone("evaluate")
     asked = recipe.task_options(args.tasks or ["knn", "linear"], dotted)
     for name, value in (
         ("--labels-per-class", args.labels_per_class),
@@ -264,6 +263,11 @@ def evaluate(args: Namespace, dotted: list[str]) -> None:
             labels_per_class=args.labels_per_class, flip=args.flip, **terms,
         )  # fmt: skip
     _print_numbers(str(args.run), results)
+
+
+def _alone(name: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TubeletError(f"tubelet {name} runs in one process: start it without torchrun")
 
 
 def _print_numbers(title: str, results: dict[str, dict[str, Any]]) -> None:
@@ -447,6 +451,7 @@ def ablate(args: Namespace, dotted: list[str]) -> None:
     """
     if args.table == "list":
         return _list_tables()
+    _alone("ablate")
     from tubelet.ablate.command import ablate as run_table
 
     options = {key: value for key, value in vars(args).items() if key not in ("table", "recipe")}
@@ -459,7 +464,7 @@ def ablate(args: Namespace, dotted: list[str]) -> None:
     argument("--learners", nargs="+", metavar="NAME", default=[],
              help="recipes in `tiny` (default: all whose modalities the videos have)"),
     argument("--clips", type=whole, default=16000, metavar="N",
-             help="that each encodes while it trains, every view counted (default: 16000)"),
+             help="that each sees while it trains: every view that is loaded counts (default: 16000)"),
     argument("--seeds", nargs="+", type=whole, default=[0, 1, 2], metavar="N", help="of the runs (default: 0 1 2)"),
     argument("--tasks", nargs="+", metavar="TASK", default=["knn", "linear", "attentive", "finetune", "retrieval"],
              help="judges (default: knn linear attentive finetune retrieval)"),
@@ -473,9 +478,10 @@ def ablate(args: Namespace, dotted: list[str]) -> None:
 def compare(args: Namespace, dotted: list[str]) -> None:
     """Train methods with one backbone, corpus and budget, and judge all of them alike: one table, one figure.
 
-    Runs that are there already are used; the same command again goes on where it stopped, and several such commands
-    share the work.
+    One folder is one comparison. Runs that are there already are used; the same command again goes on where it stopped,
+    with more learners, seeds or tasks it adds them, and several such commands share the work.
     """
+    _alone("compare")
     from tubelet.ablate.compare import compare as run_comparison
 
     run_comparison(dotted, **vars(args))

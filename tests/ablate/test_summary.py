@@ -12,10 +12,11 @@ from tubelet.ablate import figure, summary
 from tubelet.ablate.plan import split_words
 
 
-def row(name, published, values, x=None, errors=()):
+def row(name, published, values, x=None, errors=(), untrained="not pre-trained"):
     spreads = summary.paired_spread(list(values.values())) if values else None
     return {
-        "name": name, "x": x, "published": published, "values": {"knn": {str(k): v for k, v in values.items()}},
+        "name": name, "untrained": untrained, "x": x, "published": published,
+        "values": {"knn": {str(k): v for k, v in values.items()}},
         "mean": {"knn": spreads["mean"]} if spreads else {}, "std": {"knn": spreads["std"]} if spreads else {},
         "steps": 3, "clips": 12, "epochs": 1.0, "videos": 12, "seconds": 1.5, "errors": list(errors),
     }  # fmt: skip
@@ -25,7 +26,7 @@ def made(rows, axis=None):
     return {
         "table": "mask", "title": "Kind of mask", "paper": "1b", "note": "A note.", "axis": axis,
         "baseline": "not pre-trained", "recipe": "tiny", "options": ["--data.size", "16"], "tasks": {"knn": {"k": 3}},
-        "labels_per_class": 5, "seeds": [0, 1], "columns": ["knn"], "numbers": {"knn": None},
+        "labels_per_class": 5, "seeds": [0, 1], "columns": ["knn"], "numbers": {"knn": "top1"},
         "published": {"measure": "SSv2, top-1 %", "source": "a paper", "also": [{"name": "more", "value": 12.5}]},
         "rows": rows, "agreement": {"knn": summary.agreement(rows, "knn")}, "failed": ["tube: no"], "missing": 1,
     }  # fmt: skip
@@ -123,6 +124,20 @@ def test_a_figure_begins_at_nought_however_wide_the_spread(tmp_path, monkeypatch
     lines, curve = (one.axes[0] for one in drawn)
     assert lines.get_xlim()[0] == curve.get_ylim()[0] == 0.0
     assert lines.get_xlim()[1] > 60 and curve.get_ylim()[1] > 60
+
+
+def test_nothing_and_what_failed_are_to_be_seen(tmp_path, monkeypatch):
+    """Fails where the axis cuts a point at 0, or where a row that failed is an empty line."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **how: drawn.append(self))
+    rows = [row("nothing", None, {0: 0.0}), row("all", None, {0: 100.0}), row("lost", None, {}, errors=["no"])]
+    figure.draw(made(rows), tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_xlim()[0] <= -5
+    (said,) = [text for text in axes.texts if text.get_text() == "failed"]
+    assert said.get_position()[1] == 2
 
 
 def test_a_figure_gives_ours_and_the_published_numbers_a_panel_each(tmp_path, monkeypatch):

@@ -250,7 +250,7 @@ def test_a_task_judges_every_test_video_once(name, corpus, tracked, tmp_path):
     subject = build_learner("supervised") if name == "classify" else build_backbone("vit")
     task = registry.build("tasks", name, **TASK.get(name, {}))
     result = task(subject, task.data(Terms(lambda: read_manifest(manifest), CLIP)), tmp_path / "out")
-    assert result["videos"] == 4
+    assert result["videos"] == 4 and numbers(result) == tuple(task.numbers)
     assert all(0 <= result[number] <= 1 for number in numbers(result) if result[number] is not None)
     assert result["interval"][0] <= main_number(result) <= result["interval"][1]
     assert result["seconds"] > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from oracles import DIRECTIONS
@@ -13,21 +15,34 @@ from tubelet.types import Batch
 PATCH = 8
 
 
-def tiles(count: int, seed: int, frames: int = 4, size: int = 32, moving: bool = True) -> tuple[Batch, torch.Tensor]:
+def dim(drawn: torch.Tensor) -> torch.Tensor:
+    """Colours, RGB, of three numbers in 0..1 each."""
+    return 0.5 + 0.1 * (drawn - 0.5)
+
+
+def tiles(
+    count: int, seed: int, frames: int = 4, size: int = 32, alike: bool = True,
+    paint: Callable[[torch.Tensor], torch.Tensor] = dim,
+) -> tuple[Batch, torch.Tensor]:  # fmt: skip
     """Clips, and where each goes: B 2 (columns, rows a frame).
 
     Tiles differ so little that an untrained network, which knows places better than colours, finds the same place.
+
+    Args:
+        alike: False = each frame has tiles of its own, and nothing in common with another.
     """
     keys = torch.tensor([draws.key(seed, index, "tiles") for index in range(count)])
     steps = frames - 1
     side = size // PATCH + 2 * steps
-    colours = 0.5 + 0.1 * (draws.uniform(keys, side * side * 3, "colours").view(count, side, side, 3) - 0.5)
-    canvas = colours.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)  # B H W C
+    canvases = 1 if alike else frames
+    colours = paint(draws.uniform(keys, canvases * side * side * 3, "colours").view(count, canvases, side, side, 3))
+    canvas = colours.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)  # B canvases H W C
     way = torch.tensor(DIRECTIONS)[(draws.uniform(keys, 1, "way")[:, 0] * 4).long()]  # B 2
     clips = []
-    for picture, (right, down) in zip(canvas, way.tolist(), strict=True):
-        corners = [((steps + down * t * moving) * PATCH, (steps + right * t * moving) * PATCH) for t in range(frames)]
-        clips.append(torch.stack([picture[y : y + size, x : x + size] for y, x in corners]))  # T H W C
+    for pictures, (right, down) in zip(canvas.expand(-1, frames, -1, -1, -1), way.tolist(), strict=True):
+        corners = [((steps + down * t) * PATCH, (steps + right * t) * PATCH) for t in range(frames)]
+        seen = zip(pictures, corners, strict=True)
+        clips.append(torch.stack([picture[y : y + size, x : x + size] for picture, (y, x) in seen]))  # T H W C
     video = torch.stack(clips).permute(0, 4, 1, 2, 3)  # B C T H W
     video = (video + 0.01 * draws.normal(keys, video[0].numel(), "noise").view_as(video)).clamp(0, 1)
     return Batch(video=[video], key=keys, id=torch.arange(count), label=torch.zeros(count).long()), way

@@ -51,6 +51,33 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_way_home():
     assert learner(batch, "main").loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
+def test_the_loss_of_tokens_is_that_of_walks_that_turn_round_into_the_other_windows():
+    """Clips whose windows have more or fewer tokens in common weigh the same."""
+    learner = RandomWalk(tiny_backbone(), edge_dropout=0.0)
+    batch = moving_squares(6, 0, frames=3).batch
+    there, back, target = (nodes.detach() for nodes in learner.tokens(batch["video"][0], batch["key"]))
+    assert len({(clip >= 0).sum().item() for clip in target}) > 1
+    of_clips, came_home = [], []
+    for b in range(6):
+        def step(of, to):
+            return transition(of[None], to[None], learner.temperature)[0]
+
+        forth = [step(there[b, t], there[b, t + 1]) for t in (0, 1)]
+        turn = [step(there[b, t], back[b, t]) for t in (1, 2)]
+        home = [step(back[b, t + 1], back[b, t]) for t in (0, 1)]
+        losses, ends = [], []
+        for start, place in enumerate(target[b].tolist()):
+            if place >= 0:
+                walks = [slow_walks(forth, home, turn, start, k) for k in (1, 2)]
+                losses += [-math.log(walk[place] + 1e-20) for walk in walks]
+                ends.append(max(range(len(walks[1])), key=walks[1].__getitem__) == place)
+        of_clips.append(sum(losses) / len(losses))
+        came_home.append(sum(ends) / len(ends))
+    found = learner(batch, "main")
+    assert found.loss.item() == pytest.approx(sum(of_clips) / 6, rel=1e-4)
+    assert found.metrics["came_home"].item() == pytest.approx(sum(came_home) / 6)
+
+
 def test_home_is_where_the_first_frame_shows_the_same(monkeypatch):
     learner = RandomWalk(tiny_backbone(), shift=2)
     monkeypatch.setattr(learner, "embedded", lambda pictures: torch.nn.functional.avg_pool2d(pictures, 8).flatten(2).mT)

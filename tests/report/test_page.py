@@ -10,7 +10,7 @@ import pytest
 from report.fake_run import EVIL, fill
 from tubelet.data.objects import write_picture
 from tubelet.report import figures
-from tubelet.report.page import gather, summarise, write_report
+from tubelet.report.page import gather, judgement, summarise, write_report
 from tubelet.train.provenance import Provenance
 from tubelet.types import TubeletError
 
@@ -166,6 +166,18 @@ def test_health_is_shown_with_what_was_wrong_and_since_when(run):
     back = [{**lines[0], "step": 300}, {**lines[0], "step": 350}]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines + back))
     assert "<b>From step 150, later no more:</b> the encoder has collapsed" in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("about", "folder"), [({"seed": 0}, "t-x"), ({"seeds": [{"seed": 3}, {"seed": 4}]}, "t-x-seed3")]
+)
+def test_pictures_are_those_of_the_judgement_that_is_shown(tmp_path, about, folder):
+    """Fails where another judgement's, with other seeds, is found beside it."""
+    for name in ("t-x", "t-x-seed0", "t-x-seed3"):
+        (tmp_path / "evaluation" / name).mkdir(parents=True)
+        (tmp_path / "evaluation" / name / "strip.png").write_text(name)
+    result = {"numbers": ["j"], "j": 0.7, "interval": [0.5, 0.75], "videos": 3, "pictures": ["strip.png"], **about}
+    assert judgement(tmp_path, "t", {"x": result}, "x").pictures == [("x", folder.encode())]
 
 
 def test_a_task_that_is_not_about_classes_has_its_own_numbers_and_pictures(run):

@@ -1,6 +1,8 @@
 import csv
 import json
 import math
+import re
+import shutil
 
 import numpy
 import pytest
@@ -10,14 +12,15 @@ from data.test_objects import make_davis
 from oracles import Squares, learn, moving_squares, tiny_backbone
 from tiny_run import make_recipe, train
 from tubelet import cli, draws
-from tubelet.data.objects import read_mask
+from tubelet.data.objects import palette, read_mask, write_mask
 from tubelet.data.synthetic import make_corpus
 from tubelet.learner import Backbone
 from tubelet.methods.colour_copy import ColourCopy
 from tubelet.methods.random_walk import RandomWalk
 from tubelet.metrics.objects import judge
 from tubelet.nn.affinity import neighbours
-from tubelet.tasks.propagation import Footage, Propagation, encoded, summary, token_grid
+from tubelet.tasks import propagation
+from tubelet.tasks.propagation import Footage, Propagation, encoded, summary, tinted, token_grid
 from tubelet.tasks.protocol import Terms
 from tubelet.types import Features, TubeletError
 
@@ -199,6 +202,33 @@ def test_what_cannot_be_judged_is_left_out_or_an_error(tmp_path):
     assert (result["videos"], result["unreadable"], result["missing"]) == (1, 1, ["b"])
     with pytest.raises(TubeletError, match=r"none of the 1 videos can be judged \(b:"):
         task(Colours(), Footage(footage.sequences[1:], "", 2, 0), tmp_path / "out")
+
+
+def test_an_odd_sequence_is_left_out_by_its_name_and_others_are_told_of(tmp_path, monkeypatch, capfd):
+    """Fails where two frames, or a mask of another size, end it all."""
+    folder = make_davis(tmp_path)
+    shutil.copytree(folder, tmp_path / "c", ignore=lambda at, names: [name for name in names if name == "b"])
+    for kind in ("JPEGImages", "Annotations"):
+        (folder / kind / "480p" / "a10").rename(folder / kind / "480p" / "whole")
+        (tmp_path / "c" / kind / "480p" / "a10").rename(folder / kind / "480p" / "short")
+        (folder / kind / "480p" / "short" / "00002.png").unlink()
+    write_mask(folder / "Annotations" / "480p" / "b" / "00001.png", numpy.zeros((4, 4), int))
+    monkeypatch.setattr(propagation, "PAUSE_S", 0.0)
+    task = Propagation(masks=str(folder))
+    footage = task.data(Terms(lambda: pytest.fail("it has videos of its own"), {"frames": 4}))
+    result = task(Colours(), footage, tmp_path / "out")
+    assert (result["videos"], result["missing"]) == (1, ["b", "short"])
+    told = capfd.readouterr().err
+    assert "b: 00001.png is of another size" in told and "short: of its 2 frames none is between" in told
+    assert re.search(r"^whole, 3 of 3: J&F \d+\.\d %$", told, re.MULTILINE)
+
+
+def test_no_colour_overflows():
+    """The palette is brighter from its ninth colour on, and 255 is the brightest there is."""
+    known = list(range(1, 65))
+    mask = numpy.array([known], numpy.uint8)
+    shown = tinted(numpy.full((1, 64, 3), 255, numpy.uint8), mask, known)
+    assert numpy.array_equal(shown[0] == 255, palette()[1:65] >= 128)
 
 
 def test_a_run_is_judged_beside_its_untrained_twin(tmp_path, capsys):

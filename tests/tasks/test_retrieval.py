@@ -25,15 +25,19 @@ def test_recall_against_a_slow_twin(protocol, tmp_path, centre):
     result = Retrieval(ks=(5, 1), centre=centre)(backbone, protocol, tmp_path)
     train, test = (features(backbone, part, protocol) for part in (protocol.train, protocol.test))
     mean = train.values.mean(dim=0) if centre else 0
-    hits = {1: 0, 5: 0}
+    hits, alike = {1: 0, 5: 0}, []
     for query, label in zip(test.values - mean, test.labels.tolist(), strict=True):
         cosine = [float(functional.cosine_similarity(query, one, dim=0)) for one in train.values - mean]
+        alike += [one for row, one in enumerate(cosine) if int(train.labels[row]) == label]
         order = sorted(range(len(cosine)), key=lambda row: -cosine[row])
         for k in hits:
             hits[k] += any(int(train.labels[row]) == label for row in order[:k])
     assert [result["recall@1"], result["recall@5"]] == pytest.approx([hits[1] / 12, hits[5] / 12])
     assert result["numbers"] == ["recall@1", "recall@5", "map"] and result["videos"] == 12
     assert result["interval"][0] <= result["recall@1"] <= result["interval"][1]
+    assert result["positive"] == pytest.approx(sum(alike) / len(alike), abs=1e-4)
+    other = Retrieval(centre=not centre)(backbone, protocol, tmp_path)
+    assert abs(result["positive"] - other["positive"]) > 0.05
     assert result["positive"] > result["negative"] and result["auc"] > 0.6  # colours are far apart
 
 

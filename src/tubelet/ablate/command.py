@@ -108,6 +108,8 @@ def make_plan(
         words = [*words, f"--data.manifest={manifests[0]}"]
     if labels_per_class is not None and labels_per_class < 1:
         raise UsageError(f"--labels-per-class must be 1 or more, not {labels_per_class}")
+    if min(seeds) < 0:
+        raise UsageError(f"--seeds must be 0 or more, not {min(seeds)}")
     plan = Plan(found, recipe_name, words, list(dict.fromkeys(seeds)), [], out, manifests, init and init.resolve())
     for path in manifests:
         listing(str(path))  # refuses one that is not there
@@ -118,12 +120,7 @@ def make_plan(
         from tubelet.train.run import make_backbone
 
         make_backbone(begin(chosen, str(plan.init)))
-    plan.judgements.extend(
-        judgements(
-            found, asked, Path(chosen.data["manifest"]), manifests,
-            labels_per_class=labels_per_class, root=chosen.data["root"], workers=chosen.train["workers"],
-        )
-    )  # fmt: skip
+    plan.judgements.extend(judgements(found, asked, chosen, manifests, labels_per_class, plan.seeds[0]))
     return plan
 
 
@@ -154,4 +151,5 @@ def _shown(found: dict[str, Any]) -> Any:
          *(spread(row, column) for column in found["columns"])]
         for row in found["rows"]
     ]  # fmt: skip
-    return table(f"{found['title']}: top-1 %", ["row", *axis, *published, *found["columns"]], rows)
+    heads = ["row", *axis, *published, *found["columns"]]
+    return table(f"{found['title']}: top-1 %, unless a column says otherwise", heads, rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tubelet import chain, recipe, registry
 from tubelet.ablate.command import carry_out, make_plan
-from tubelet.ablate.plan import BASELINE, listing, split_words
+from tubelet.ablate.plan import BASELINE, Plan, listing, split_words
 from tubelet.ablate.tables import Row, Table
 from tubelet.apply.shapes import outline
 from tubelet.data import read, shards
@@ -21,6 +21,12 @@ from tubelet.types import TubeletError
 
 FOLDER = "tiny"
 """Of the recipes that methods are compared by, one each."""
+SET_HERE = {
+    "--train.length": "--clips says how long each learner trains",
+    "--seed": "--seeds has them all",
+    "--name": "runs are named by what they depend on",
+}
+"""Options of a recipe that are not for the command line here."""
 HEARD = 8
 """Videos of a corpus that are listened to, to find out whether it has sound."""
 
@@ -40,64 +46,93 @@ def compare(
 ) -> None:
     """Trains what is missing, judges it, and writes ``out/comparison.md``, ``.csv``, ``.json`` and ``.png``.
 
-    Each learner is trained by its recipe ``tiny/NAME``, with `dotted` on top, until it has encoded `clips` clips: each
-    view of a video counts; of a chain all runs together. Beside them stand the untrained networks, one for each form
-    of the backbone that the recipes ask for; their fine-tuning is training from scratch.
+    Each learner is trained by its recipe ``tiny/NAME``, with `dotted` on top, until it has seen `clips` clips: each
+    view that is loaded counts, however much of it is encoded and how often; of a chain all runs together. Above those
+    of one form of the backbone stands that network untrained; its fine-tuning is training from scratch.
 
     Args:
         dotted: words such as ``--data.manifest clips.csv`` (of all recipes) and ``--knn.k 5`` (of a task).
         learners: names of recipes in ``tiny``; none = every one whose modalities the videos have.
 
     Raises:
-        TubeletError: an option does not fit, a row failed (all others are done), or there is nothing to report.
+        TubeletError: an option does not fit, the videos lack what a learner that is named needs, `out` has another
+            comparison, a row failed (all others are done), or there is nothing to report.
     """
-    if clips < 1:
-        raise UsageError(f"--clips must be 1 or more, not {clips}")
     known = [name.partition("/")[2] for name in recipe.packaged() if name.startswith(f"{FOLDER}/")]
     for name in learners:
         if name not in known:
             raise UsageError(f"no learner to compare is called {name!r}{registry.nearest(name, known)}")
     words, _ = split_words(dotted)
-    rows: list[Row] = []
-    backbones: dict[str, list[str]] = {}
-    for name in learners or known:
+    _refuse_what_is_set_here(words)
+    forms: dict[str, list[Row]] = {}
+    least: dict[str, int] = {}
+    for name in dict.fromkeys(learners or known):
         links = _links(name, words)
-        lacks = _lacks(links) if not learners else None
+        lacks = _lacks(links)
+        if lacks is not None and learners:
+            raise TubeletError(f"{name} cannot be compared: {lacks}")
         if lacks is not None:
             say(f"{name} is left out: {lacks}")
             continue
-        rows.append(_row(name, links, clips))
-        backbones.setdefault(_form(links[-1]), []).append(name)
-    if not rows:
+        views = links[0].data["views"] or outline(links[0]).views
+        least[name] = views * sum(link.train["batch"] for link in links)
+        settings = {"data.views": views, "train.length": f"{clips // least[name]} steps"}
+        forms.setdefault(_form(links[-1]), []).append(Row(name, settings, recipe=f"{FOLDER}/{name}"))
+    if not forms:
         raise TubeletError("there is nothing to compare: the videos have what no learner needs")
-    usual = max(backbones, key=lambda form: len(backbones[form]))
-    untrained = [
-        Row(_named(form, usual), {"backbone.init": None}, trained=False, recipe=f"{FOLDER}/{names[0]}")
-        for form, names in backbones.items()
-    ]
+    longest = max(least, key=lambda name: least[name])
+    if clips < least[longest]:
+        raise UsageError(f"--clips must be {least[longest]} or more, not {clips}: a step of {longest} takes so many")
+    usual, *_ = ordered = sorted(forms, key=lambda form: -len(forms[form]))
+    rows: list[Row] = []
+    for form in ordered:
+        untrained, first = _named(form, usual), forms[form][0].recipe
+        rows.append(Row(untrained, {"backbone.init": None}, trained=False, recipe=first))
+        rows += [row._replace(untrained=untrained) for row in forms[form]]
+    each = " Below each such network stand those that begin like it." if len(forms) > 1 else ""
     table = Table(
-        "comparison", "Comparison of methods", (*untrained, *rows),
-        note=f"Each encodes {clips:,} clips. What is not pre-trained is fine-tuned from scratch.",
-        numbers={"retrieval": ["recall@1", "recall@5"]},
+        "comparison", "Comparison of methods", tuple(rows),
+        note=f"Each sees {clips:,} clips: each view that is loaded counts. What is not pre-trained is fine-tuned from "
+        f"scratch.{each}",
+        recipe=f"{FOLDER}/NAME", numbers={"retrieval": 2},
     )  # fmt: skip
-    plan = make_plan(table, f"{FOLDER}/{rows[0].name}", dotted, out, seeds, tasks, labels_per_class, (), None)
+    plan = make_plan(table, str(rows[0].recipe), dotted, out, seeds, tasks, labels_per_class, (), None)
+    if not dry_run:
+        _refuse_another(plan)
     carry_out(plan, only, dry_run, report)
+
+
+def _refuse_what_is_set_here(words: Sequence[str]) -> None:
+    """Raises a UsageError for options of a recipe that the comparison sets itself, also those of a link of a chain."""
+    for word in words:
+        option = word.partition("=")[0]
+        option = "--train.length" if option.endswith(".train.length") else option
+        if option in SET_HERE:
+            raise UsageError(f"compare takes no {option}: {SET_HERE[option]}")
+
+
+def _refuse_another(plan: Plan) -> None:
+    """Raises a TubeletError where the table in the plan's folder is of runs that are not among the plan's."""
+    path = plan.out / f"{plan.table.name}.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    kept = {cell.run.name for cell in plan.cells if cell.run is not None}
+    for row in before:
+        if any(int(seed) in plan.seeds and name not in kept for seed, name in row.get("runs", {}).items()):
+            raise TubeletError(
+                f"{plan.out} has another comparison, whose {row['name']!r} would be lost: ask for all of its learners "
+                "with the same options, or choose another folder with --out"
+            )
 
 
 def _links(name: str, words: Sequence[str]) -> list[Recipe]:
     """The recipe of a learner, or the recipes of its chain."""
     path = chain.find(f"{FOLDER}/{name}")
-    links = [recipe.load(f"{FOLDER}/{name}", words)] if path is None else chain.load(path, words).preview()
+    try:
+        links = [recipe.load(f"{FOLDER}/{name}", words)] if path is None else chain.load(path, words).preview()
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
     links[0].needs()
     return links
-
-
-def _row(name: str, links: Sequence[Recipe], clips: int) -> Row:
-    """A learner with as many steps as encode so many clips, divided among its links."""
-    views = links[0].data["views"] or outline(links[0]).views
-    steps = max(1, clips // (sum(link.train["batch"] for link in links) * views))
-    settings = {"data.views": views, "train.length": f"{steps} steps"}
-    return Row(name, settings, recipe=f"{FOLDER}/{name}")
 
 
 def _form(chosen: Recipe) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ import numpy
 from tubelet import chain, draws, recipe, registry
 from tubelet.ablate.tables import Row, Table
 from tubelet.chain import Chain
-from tubelet.data.division import train_and_test
 from tubelet.data.listing import Manifest, read_manifest
 from tubelet.recipe import Recipe, UsageError
 from tubelet.train import schedule
@@ -77,7 +76,7 @@ class Run:
 
     @property
     def clips(self) -> int:
-        """That are encoded while it trains; of a video's views, or repeats, each counts."""
+        """That are seen while it trains: each view that is loaded counts, however much of it is encoded."""
         return sum(
             total_steps(link, len(self.videos)) * link.train["batch"] * (link.data["views"] or 1) for link in self.links
         ) if self.trained else 0  # fmt: skip
@@ -93,6 +92,8 @@ class Judgement(NamedTuple):
     labels_per_class: int | None
     terms: dict[str, Any]
     """``root`` of the manifest, and other fields of `tasks.protocol.Protocol`."""
+    numbers: Sequence[str]
+    """Those of the task, its main one first."""
 
     def key(self, seed: int) -> str:
         terms = {name: value for name, value in self.terms.items() if name not in ("workers", "root")}
@@ -163,7 +164,8 @@ class Plan:
             path = self.out.resolve() / "manifests" / f"{source.stem}-{len(whole)}-{whole.fingerprint}.csv"
             chosen = replace(chosen, data={**chosen.data, "manifest": str(path)})
         if row.first is None:
-            return Run(chosen, whole, row.trained, chain=self._chain(row.set | other, seed, row.recipe))
+            links = self._chain(row.set | other, seed, row.recipe) if row.trained else None
+            return Run(chosen, whole, row.trained, chain=links)
         first = Run(self.load(row.set | row.first, seed, row.recipe), whole)
         return Run(begin(chosen, str(folder(self.out, first))), whole, trained=False, first=first)
 
@@ -202,22 +204,29 @@ def _from_scratch(row: Row) -> bool:
 
 
 def judgements(
-    table: Table, tasks: Mapping[str, Mapping[str, Any]], manifest: Path, manifests: Sequence[Path], *,
-    labels_per_class: int | None, root: str | None = None, **terms: Any,
+    table: Table, tasks: Mapping[str, Mapping[str, Any]], chosen: Recipe, manifests: Sequence[Path],
+    labels_per_class: int | None, seed: int,
 ) -> list[Judgement]:  # fmt: skip
     """How the rows of a table are judged: by each task on the recipe's manifest, or on each of several.
 
     Raises:
-        TubeletError: there is nothing to judge by: a manifest without labels.
+        TubeletError: a task finds nothing to judge by, such as a manifest without labels.
     """
+    from tubelet.tasks.protocol import Terms
+
+    if "classify" in tasks:
+        raise UsageError("--tasks classify is of classifiers as they are, and these are encoders: finetune makes one")
     several = table.manifests == "all"
-    judged = list(manifests) if several else [manifest]
+    judged = list(manifests) if several else [Path(chosen.data["manifest"])]
+    root, workers = chosen.data["root"], chosen.train["workers"]
+    terms = [Terms(partial(listing, str(path), root), chosen.clip, labels_per_class, seed) for path in judged]
     found = []
-    for task, options in tasks.items():
-        for path, name in zip(judged, distinct_names(judged), strict=True):
-            train_and_test(listing(str(path), root))
-            column = f"{task} on {name}" if several else task
-            found.append(Judgement(column, task, dict(options), path, labels_per_class, {"root": root, **terms}))
+    for name, options in tasks.items():
+        task = registry.build("tasks", name, **options)
+        for path, place, of_it in zip(judged, distinct_names(judged), terms, strict=True):
+            task.data(of_it)
+            column, more = f"{name} on {place}" if several else name, {"root": root, "workers": workers}
+            found.append(Judgement(column, name, dict(options), path, labels_per_class, more, task.numbers))
     return found
 
 
@@ -239,7 +248,7 @@ def folder(out: Path, run: Run) -> Path:
 
 def encoder(out: Path, run: Run) -> Path:
     """The folder of what is judged: of a chain the last link's."""
-    return folder(out, run) / run.chain.links[-1].folder if run.trained and run.chain else folder(out, run)
+    return folder(out, run) / run.chain.links[-1].folder if run.chain else folder(out, run)
 
 
 def begin(chosen: Recipe, encoder: str) -> Recipe:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import math
@@ -15,10 +13,10 @@ from typing import Any
 from tubelet.ablate.figure import draw
 from tubelet.ablate.plan import BASELINE, Cell, Judgement, Plan
 from tubelet.ablate.work import record
-from tubelet.checkpoint import write_atomically, write_json
+from tubelet.checkpoint import write_atomically, write_csv, write_json
 from tubelet.log import warn
 from tubelet.metrics.classification import paired_spread
-from tubelet.tasks.protocol import main_number
+from tubelet.tasks.protocol import in_words
 from tubelet.types import TubeletError
 
 Summary = dict[str, Any]
@@ -27,7 +25,7 @@ Summary = dict[str, Any]
 def summarise(plan: Plan) -> Summary:
     """All numbers of a table that there are, in per cent, ready for JSON."""
     rows = [_row(plan, [cell for cell in plan.cells if cell.row is row]) for row in plan.rows]
-    columns = [column for column, _, _ in _columns(plan)]
+    columns = {column: number for column, _, number in _columns(plan)}
     published = plan.table.published
     return {
         "table": plan.table.name,
@@ -36,13 +34,13 @@ def summarise(plan: Plan) -> Summary:
         "note": plan.table.note,
         "axis": plan.table.axis,
         "baseline": BASELINE.name,
-        "recipe": plan.recipe,
+        "recipe": plan.table.recipe or plan.recipe,
         "options": plan.words,
         "tasks": {judgement.task: judgement.options for judgement in plan.judgements},
         "labels_per_class": plan.judgements[0].labels_per_class,
         "seeds": list(plan.seeds),
-        "columns": columns,
-        "numbers": {column: number for column, _, number in _columns(plan)},
+        "columns": list(columns),
+        "numbers": columns,
         "published": None if published is None else published._asdict(),
         "rows": rows,
         "agreement": {column: agreement(rows, column) for column in columns},
@@ -51,15 +49,13 @@ def summarise(plan: Plan) -> Summary:
     }
 
 
-def _columns(plan: Plan) -> list[tuple[str, Judgement, str | None]]:
-    """What is shown: its heading, whose it is, and which of its numbers; None = the main one."""
-    found: list[tuple[str, Judgement, str | None]] = []
-    for judgement in plan.judgements:
-        chosen = plan.table.numbers.get(judgement.task)
-        found += [(judgement.column, judgement, None)] if chosen is None else [
-            (f"{judgement.column} {number}", judgement, number) for number in chosen
-        ]  # fmt: skip
-    return found
+def _columns(plan: Plan) -> list[tuple[str, Judgement, str]]:
+    """What is shown: its heading, which names all numbers but top-1, whose it is, and which of its numbers."""
+    return [
+        (judgement.column if number == "top1" else f"{judgement.column} {in_words(number)}", judgement, number)
+        for judgement in plan.judgements
+        for number in judgement.numbers[: plan.table.numbers.get(judgement.task, 1)]
+    ]
 
 
 def _row(plan: Plan, cells: list[Cell]) -> dict[str, Any]:
@@ -76,13 +72,14 @@ def _row(plan: Plan, cells: list[Cell]) -> dict[str, Any]:
         for column, judgement, number in _columns(plan):
             result = known["judged"].get(judgement.key(cell.seed))
             if result is not None:
-                values[column][str(cell.seed)] = 100 * (main_number(result) if number is None else result[number])
+                values[column][str(cell.seed)] = 100 * result[number]
     spreads = {column: paired_spread(list(found.values())) for column, found in values.items() if found}
     run = next((cell.run for cell in cells if cell.run is not None), None)
     count = len(run.videos) if run and run.trained else None
     counted = {"epochs": run.epochs, "videos": count} if run else {}
     return {
         "name": row.name,
+        "untrained": row.untrained or BASELINE.name,
         "x": row.x if row.x is not None else counted.get(plan.table.axis or "") if row.trained else None,
         "published": row.published,
         "values": values,
@@ -90,6 +87,7 @@ def _row(plan: Plan, cells: list[Cell]) -> dict[str, Any]:
         "std": {column: spread["std"] for column, spread in spreads.items()},
         "steps": run.steps if run else None,
         "clips": run.clips if run else None,
+        "runs": {str(cell.seed): cell.run.name for cell in cells if cell.run is not None},
         "epochs": run.epochs if run and run.trained else None,
         "videos": count,
         "seconds": sum(one["seconds"] for one in made) / len(made) if made else None,
@@ -148,32 +146,27 @@ def _sign(value: float) -> int:
 def write(summary: Summary, out: Path) -> list[Path]:
     """Writes ``TABLE.json``, ``.csv``, ``.md`` and, where Matplotlib is installed, ``.png``."""
     stem = out / summary["table"]
-    write_json(stem.with_suffix(".json"), summary)
-    paths = [stem.with_suffix(".json")]
-    for suffix, text in ((".csv", as_csv(summary)), (".md", as_markdown(summary))):
-        path = stem.with_suffix(suffix)
-        write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8", newline=""))
-        paths.append(path)
+    paths = [stem.with_suffix(suffix) for suffix in (".json", ".csv", ".md", ".png")]
+    write_json(paths[0], summary)
+    write_csv(paths[1], as_rows(summary))
+    write_atomically(paths[2], lambda file: file.write_text(as_markdown(summary), encoding="utf-8", newline=""))
     try:
-        path = stem.with_suffix(".png")
-        write_atomically(path, lambda file: draw(summary, file))
-        paths.append(path)
+        write_atomically(paths[3], lambda file: draw(summary, file))
     except TubeletError as error:
         warn(f"no figure: {error}")
+        return paths[:3]
     return paths
 
 
-def as_csv(summary: Summary) -> str:
-    """One line for each row, task and seed."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["table", "row", summary["axis"] or "x", "published", "task", "seed", "value"])
+def as_rows(summary: Summary) -> list[list[object]]:
+    """One line for each row, task and seed; the first has the names of the columns."""
+    lines: list[list[object]] = [["table", "row", summary["axis"] or "x", "published", "task", "seed", "value"]]
     for row in summary["rows"]:
         for column in summary["columns"]:
             for seed, value in row["values"][column].items():
                 start = [summary["table"], row["name"], _number(row["x"], "g"), _number(row["published"], "g")]
-                lines.writerow([*start, column, seed, f"{value:.4f}"])
-    return text.getvalue()
+                lines.append([*start, column, seed, f"{value:.4f}"])
+    return lines
 
 
 def as_markdown(summary: Summary) -> str:
@@ -181,7 +174,7 @@ def as_markdown(summary: Summary) -> str:
     paper = f" (VideoMAE, table {summary['paper']})" if summary["paper"] else ""
     lines = [f"# {summary['title']}{paper}", ""]
     lines += [summary["note"], ""] if summary["note"] else []
-    lines += [f"Ours: {_how(summary)}. Per cent of test videos (top-1, unless a column says otherwise), "
+    lines += [f"{'Ours' if published else 'Terms'}: {_how(summary)}. Per cent (top-1, unless a column says otherwise), "
               "mean ± standard deviation over seeds.", ""]
     if published:
         lines += [f"Published: {published['measure']}. Source: {published['source']}.", ""]

@@ -38,6 +38,8 @@ class Row(NamedTuple):
     """An encoder to begin with."""
     recipe: str | None = None
     """What is changed, when it is not what the other rows change."""
+    untrained: str | None = None
+    """The row of the same network untrained, when it is not that of the other rows."""
 
 
 class Published(NamedTuple):
@@ -62,8 +64,10 @@ class Table:
     published: Published | None = None
     common: dict[str, Any] = field(default_factory=dict)
     """Options that every row needs; a command line may change them."""
-    numbers: dict[str, list[str]] = field(default_factory=dict)
-    """Task -> which of its numbers are shown; its main one, unless told."""
+    recipe: str | None = None
+    """How the recipes of the rows are called, when each has its own."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Task -> how many of its numbers are shown; its main one alone, unless told."""
     manifests: Literal["pre-train", "all"] | None = None
     """The rows are manifests to pre-train on, judged on the recipe's own or on all of them."""
 

@@ -112,10 +112,10 @@ def _make(out: Path, run: Run, title: str) -> None:
         if run.chain is not None:
             run.chain.train(home)
             done = [read_provenance(home / link.folder / "provenance.json") for link in run.chain.links]
-            facts = {"steps": run.steps, "seconds": sum(one["seconds"] for one in done), "loss": done[-1]["loss"]}
+            facts = {"steps": run.steps, "seconds": sum(one["seconds"] for one in done)}
         else:
             fitted = train(chosen, home)
-            facts = {"steps": fitted.steps, "seconds": round(fitted.seconds, 1), "loss": fitted.loss}
+            facts = {"steps": fitted.steps, "seconds": round(fitted.seconds, 1)}
     else:
         say(f"{title}: not pre-trained", "bold")
         torch.manual_seed(chosen.seed)

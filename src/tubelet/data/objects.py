@@ -148,7 +148,7 @@ def _read_masks(files: list[Path]) -> Masks:
     masks = [read_mask(path) for path in files]
     for path, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
-            raise TubeletError(f"{path} is of another size than the masks before it")
+            raise UnreadableVideo(path, f"{path.name} is of another size than the masks before it")
     return numpy.stack(masks)  # T H W
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tubelet import draws
 from tubelet.learner import Backbone, Learner
-from tubelet.nn.affinity import copy, neighbours
+from tubelet.nn.affinity import copy, needs_background, neighbours, still
 from tubelet.nn.colour import to_lab, to_rgb
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -59,11 +59,7 @@ class ColourCopy(Learner):
         temperature: float = 0.05,
     ) -> None:
         super().__init__()
-        if backbone.config["background"] == "remove":
-            raise TubeletError(
-                "colour_copy sees frames one by one, and a backbone with background remove sees nothing in a still "
-                "picture: set backbone.background to keep"
-            )
+        needs_background(backbone, "colour_copy")
         least = {"bins": (bins, 2), "references": (references, 1), "radius": (radius, 0)}
         for name, (value, smallest) in least.items():
             if value < smallest:
@@ -110,8 +106,7 @@ class ColourCopy(Learner):
         batch, frames = lab.shape[:2]
         seen = torch.where(hidden[:, None, None, None], lab.new_tensor(MIDDLE), lab)  # B T H W 3
         pictures = to_rgb(seen).permute(0, 1, 4, 2, 3).flatten(0, 1)  # B*T 3 H W
-        clips = pictures[:, :, None].expand(-1, -1, self.backbone.config["tubelet"], -1, -1)  # B*T 3 t H W
-        return self.head(self.backbone(clips).tokens).unflatten(0, (batch, frames))  # B T N D
+        return self.head(still(self.backbone, pictures)).unflatten(0, (batch, frames))  # B T N D
 
     def error(self, guess: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
         """The mean loss over the hidden channels; every clip weighs the same.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tubelet import draws
 from tubelet.learner import Backbone, Learner
-from tubelet.nn.affinity import transition
+from tubelet.nn.affinity import needs_background, still, transition
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
 
@@ -62,11 +62,7 @@ class RandomWalk(Learner):
         edge_dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if backbone.config["background"] == "remove":
-            raise TubeletError(
-                "random_walk sees frames one by one, and a backbone with background remove sees nothing in a still "
-                "picture: set backbone.background to keep"
-            )
+        needs_background(backbone, "random_walk")
         if not 0 <= edge_dropout < 1:
             raise TubeletError(f"learner.edge_dropout must be in 0..1 (1 excluded), not {edge_dropout:g}")
         if temperature <= 0:
@@ -150,9 +146,8 @@ class RandomWalk(Learner):
         return Nodes(nodes, nodes, target)
 
     def embedded(self, pictures: Tensor) -> Tensor:
-        """The tokens of pictures, n C h w, each seen as a still clip, in the width of the comparison: n N D."""
-        clips = pictures[:, :, None].expand(-1, -1, self.backbone.config["tubelet"], -1, -1)  # n C t h w
-        return self.head(self.backbone(clips).tokens)  # n N D
+        """The tokens of pictures, n C h w, in the width of the comparison: n N D."""
+        return self.head(still(self.backbone, pictures))  # n N D
 
 
 def there_and_back(forth: Tensor, home: Tensor, turn: Tensor | None = None) -> Tensor:

@@ -6,8 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet.learner import Backbone
+from tubelet.types import TubeletError
+
 BLOCK = 2**24
 """Affinities of a clip that `copy` has in memory at a time (64 MiB)."""
+
+
+def needs_background(backbone: Backbone, learner: str) -> None:
+    """Raises a TubeletError where a backbone sees nothing in the `still` clips that a learner shows it."""
+    if backbone.config["background"] == "remove":
+        raise TubeletError(
+            f"{learner} sees frames one by one, and a backbone with background remove sees nothing in a still picture: "
+            "set backbone.background to keep"
+        )
+
+
+def still(backbone: Backbone, pictures: Tensor) -> Tensor:
+    """The tokens of pictures, n C h w, each repeated to the length of a cube: n N D."""
+    clips = pictures[:, :, None].expand(-1, -1, backbone.config["tubelet"], -1, -1)  # n C t h w
+    return backbone(clips).tokens  # n N D
 
 
 def transition(

@@ -150,10 +150,10 @@ def judgement(run: Path, task: str, variants: dict[str, dict[str, Any]], learner
         low, high = result["interval"]
         shares = [_percent(result[name]) for name in numbers(result)]
         lines.append([variant, *shares, f"{_percent(low)} – {_percent(high)}", counted(result)])
-        for name in result.get("pictures", []):
-            folders = [run / "evaluation" / f"{task}-{variant}{seed}" for seed in ("", "-seed0")]
-            files = [folder / name for folder in folders if (folder / name).is_file()]
-            pictures += [(variant, files[0].read_bytes())] if files else []
+        seed = "".join(f"-seed{one['seed']}" for one in result.get("seeds", [])[:1])  # of several the first one's
+        folder = run / "evaluation" / f"{task}-{variant}{seed}"
+        files = [folder / name for name in result.get("pictures", [])]
+        pictures += [(variant, file.read_bytes()) for file in files if file.is_file()]
     return Judgement(task, [in_words(name) for name in numbers(ordered[0][1])], lines, pictures)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 import time
 from collections import deque
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet import dist, draws
-from tubelet.checkpoint import write_atomically
+from tubelet.checkpoint import write_csv
 from tubelet.data import objects, read
 from tubelet.data.info import UnreadableVideo
 from tubelet.data.objects import Masks, Sequence
@@ -37,6 +35,10 @@ SHOWN = 6
 """Frames of a video on the picture strip."""
 STRIP = 96
 """Least height of one of them, in pixels."""
+LEAST = 3
+"""Frames of a video: the first one is given, and the last one is not judged."""
+PAUSE_S = 5.0
+"""Videos that are done are said, but not one more often than that."""
 
 
 class Footage(NamedTuple):
@@ -67,7 +69,7 @@ class Propagation(Task):
             corpus of the manifest.
         size: short side that frames are resized to; None = as they are. Either side is rounded to whole patches.
         frames: how a network of video sees one frame: "repeated" to the length of a cube, or "sliding", the cube of it
-            in a window of the frames around it, as long as the run's clips; "auto" is "repeated", but "sliding" for a
+            in a window of as many frames around it as the run's clips have; "auto" is "repeated", but "sliding" for a
             backbone that takes the background away, to which a still picture is nothing.
         temperature: of the softmax over cosines.
         top: how many of the tokens that are most alike are looked at.
@@ -80,6 +82,7 @@ class Propagation(Task):
         pictures: of how many videos the picture strip shows the true masks above those that were found.
     """
 
+    numbers = NUMBERS
     one_frame = False
 
     def __init__(
@@ -124,7 +127,9 @@ class Propagation(Task):
         strips: list[NDArray[numpy.uint8]] = []
         left_out: dict[str, str] = {}
         shutil.rmtree(out / "masks", ignore_errors=True)  # those of another call
-        for sequence in footage.sequences[: self.videos]:
+        sequences = footage.sequences[: self.videos]
+        said = started
+        for number, sequence in enumerate(sequences, start=1):
             try:
                 video, truth = load(sequence)
             except UnreadableVideo as error:
@@ -135,13 +140,18 @@ class Propagation(Task):
                 left_out[sequence.name] = "no object is in its first frame"
                 continue
             found = self.follow(backbone, video, truth[0], known, how, footage.window)  # T H W
-            rows += [{"video": sequence.name, "frames": len(truth), **of} for of in judge(found, truth, known)]
+            judged = judge(found, truth, known)
+            rows += [{"video": sequence.name, "frames": len(truth), **of} for of in judged]
+            if time.perf_counter() - said > PAUSE_S:
+                said = time.perf_counter()
+                mean = numpy.mean([(of["j"] + of["f"]) / 2 for of in judged])
+                say(f"{sequence.name}, {number} of {len(sequences)}: J&F {100 * mean:.1f} %")
             if self.save_masks:
                 for t, mask in enumerate(found):
                     objects.write_mask(out / "masks" / sequence.name / f"{t:05d}.png", mask)
             if len(strips) < self.pictures:
                 strips.append(strip(video, truth, found, known))
-        say_left_out(left_out, len(footage.sequences[: self.videos]))
+        say_left_out(left_out, len(sequences))
         write_rows(out / "predictions.csv", rows)
         shown = {}
         if strips:
@@ -201,17 +211,16 @@ class Propagation(Task):
             shares = (torch.from_numpy(first)[None] == numbers[:, None, None]).float()  # C H W
             labels = F.adaptive_avg_pool2d(shares, grid).flatten(1).T[None].to(device)  # 1 N C
             wide = self.radius == 0 or self.radius >= max(grid)
-            near = None if wide else neighbours(grid, self.radius, device)  # N N
+            near = None if wide else neighbours(grid, self.radius, device).repeat(1, self.context + 1)  # N n*N
             features = encoded(backbone, video, grid, how, window, device)
             start = next(features)  # 1 N D
             before: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.context)
             found = [first]
             for tokens in features:
                 keys, values = zip((start, labels), *before, strict=True)
-                allowed = None if near is None else near.repeat(1, len(keys))  # N n*N
-                guess = copy(
-                    torch.cat(values, 1), tokens, torch.cat(keys, 1), self.temperature, allowed, self.top
-                )  # 1 N C
+                seen = torch.cat(keys, 1)  # 1 n*N D
+                allowed = None if near is None else near[:, : seen.shape[1]]  # N n*N
+                guess = copy(torch.cat(values, 1), tokens, seen, self.temperature, allowed, self.top)  # 1 N C
                 before.append((tokens, guess))
                 found.append(self.masks_of(guess, grid, first.shape, numbers))
         finally:
@@ -238,6 +247,8 @@ def load(sequence: Sequence) -> tuple[NDArray[numpy.uint8], Masks]:
     if masks.shape != video.shape[:3]:
         what = f"its frames are {' x '.join(map(str, video.shape[:3]))} and its masks "
         raise UnreadableVideo(sequence.place, what + " x ".join(map(str, masks.shape)))
+    if len(video) < LEAST:
+        raise UnreadableVideo(sequence.place, f"of its {len(video)} frames none is between the first and the last")
     return video, masks
 
 
@@ -322,14 +333,9 @@ def say_left_out(left_out: dict[str, str], count: int) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """One line for each object."""
-    text = io.StringIO()
     columns = ["video", "object", "frames", "j", "f", "j_recall", "f_recall", "j_decay", "f_decay"]
-    lines = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    lines.writeheader()
-    for row in rows:
-        lines.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: _write(file, text.getvalue()))
+    lines = [[f"{row[name]:.6g}" if isinstance(row[name], float) else row[name] for name in columns] for row in rows]
+    write_csv(path, [columns, *lines])
 
 
 def strip(video: NDArray[numpy.uint8], truth: Masks, found: Masks, known: list[int]) -> NDArray[numpy.uint8]:
@@ -337,7 +343,7 @@ def strip(video: NDArray[numpy.uint8], truth: Masks, found: Masks, known: list[i
     moments = numpy.linspace(0, len(video) - 1, SHOWN).round().astype(int)
     lines = []
     for masks in (truth, found):
-        pictures = [outlined(video[t], masks[t], known) for t in moments]
+        pictures = [tinted(video[t], masks[t], known) for t in moments]
         lines.append(numpy.concatenate(pictures, axis=1))
     sheet = numpy.concatenate(lines)
     height = video.shape[1]
@@ -348,14 +354,14 @@ def strip(video: NDArray[numpy.uint8], truth: Masks, found: Masks, known: list[i
     return sheet[::every, ::every]
 
 
-def outlined(picture: NDArray[numpy.uint8], mask: Masks, known: list[int]) -> NDArray[numpy.uint8]:
+def tinted(picture: NDArray[numpy.uint8], mask: Masks, known: list[int]) -> NDArray[numpy.uint8]:
     """A picture (H W 3) with its objects tinted, each in a colour of its own."""
-    colours = objects.palette()
-    tinted = picture.astype(numpy.float32)
+    colours = (objects.palette() / 128 * 255).clip(max=255)
+    shown = picture.astype(numpy.float32)
     for place, number in enumerate(known, start=1):
-        shown = mask == number
-        tinted[shown] = 0.45 * tinted[shown] + 0.55 * (colours[place].astype(numpy.float32) / 128 * 255)
-    return tinted.astype(numpy.uint8)
+        inside = mask == number
+        shown[inside] = 0.45 * shown[inside] + 0.55 * colours[place]
+    return shown.astype(numpy.uint8)
 
 
 def stacked(strips: list[NDArray[numpy.uint8]], gap: int = 6) -> NDArray[numpy.uint8]:
@@ -365,7 +371,3 @@ def stacked(strips: list[NDArray[numpy.uint8]], gap: int = 6) -> NDArray[numpy.u
         numpy.pad(strip, ((0, gap), (0, width - strip.shape[1]), (0, 0)), constant_values=255) for strip in strips
     ]
     return numpy.concatenate(padded)[:-gap]
-
-
-def _write(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8", newline="")

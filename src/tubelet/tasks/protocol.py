@@ -7,10 +7,8 @@ of its views; an unreadable one is left out and counted, and nothing stands in f
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tubelet import draws
-from tubelet.checkpoint import write_atomically
+from tubelet.checkpoint import write_csv
 from tubelet.data.division import few_labels, train_and_test
 from tubelet.data.listing import Manifest
 from tubelet.log import say, warn
@@ -32,9 +30,9 @@ from tubelet.types import TubeletError
 Result = dict[str, Any]
 """What a task answers, ready for JSON: what `judge` returns, and ``seconds``, ``missing``, ``train_videos`` ...
 
-A task that is not about classes names its own ``numbers``, the main one first: shares, of which more is better. The
-95 % ``interval`` is the main one's, ``videos`` is how many were judged, and ``judged_on`` says where they are from, if
-not from the labelled videos of the manifest. ``pictures`` names files beside ``predictions.csv`` to be looked at.
+A task that is not about classes names its own ``numbers``, as `Task.numbers` has them. The 95 % ``interval`` is
+the main one's, ``videos`` is how many were judged, and ``judged_on`` says where they are from, if not from the labelled
+videos of the manifest. ``pictures`` names files beside ``predictions.csv`` to be looked at.
 """
 CLASSIFICATION = ("top1", "top5", "class_mean")
 """The numbers of a result that names none."""
@@ -43,6 +41,8 @@ CLASSIFICATION = ("top1", "top5", "class_mean")
 class Task:
     """Judges a backbone. Options are the arguments of its constructor."""
 
+    numbers: Sequence[str] = CLASSIFICATION
+    """The names of what it finds, the main one first: shares, of which more is better."""
     one_frame: bool = True
     """Whether the pixels of a clip's middle frame can be judged in place of an encoder's tokens, as a control."""
 
@@ -207,13 +207,11 @@ def conclude(
     rows = readable.nonzero().flatten().tolist()
     result = judge(probabilities, labels_of(protocol.test, protocol.classes)[rows], protocol.classes)
     share, guess = probabilities.max(dim=1)
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["path", "label", "prediction", "probability", "id"])
+    lines: list[list[object]] = [["path", "label", "prediction", "probability", "id"]]
     for row, k, probability in zip(rows, guess.tolist(), share.tolist(), strict=True):
         video = protocol.test.videos[row]
-        lines.writerow([video.path, video.label, protocol.classes[k], f"{probability:.6g}", row])
-    write_atomically(out / "predictions.csv", lambda file: _write(file, text.getvalue()))
+        lines.append([video.path, video.label, protocol.classes[k], f"{probability:.6g}", row])
+    write_csv(out / "predictions.csv", lines)
     missing = [str(protocol.test.videos[row].path) for row in (~readable).nonzero().flatten().tolist()]
     counts: dict[str, Any] = {"unreadable": len(missing), "missing": missing, "train_videos": len(protocol.train)}
     if train_readable is not None:
@@ -239,10 +237,6 @@ def counted(result: Result) -> str:
     """How many test videos a result counts, for people: "97 of 100" where some could not be read."""
     videos, unreadable = result.get("videos"), result.get("unreadable", 0)
     return "–" if videos is None else f"{videos} of {videos + unreadable}" if unreadable else str(videos)
-
-
-def _write(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8", newline="")
 
 
 def _of(manifest: Manifest) -> str:

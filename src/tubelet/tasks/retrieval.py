@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tubelet.checkpoint import write_atomically
+from tubelet.checkpoint import write_csv
 from tubelet.learner import Backbone
 from tubelet.metrics.classification import wilson
 from tubelet.metrics.ranking import mean_average_precision, recall_at
@@ -40,6 +38,7 @@ class Retrieval(Task):
         if not ks or min(ks) < 1:
             raise TubeletError(f"retrieval.ks must be numbers of at least 1, not {list(ks)}")
         self.ks, self.centre = sorted(set(ks)), centre
+        self.numbers = [*(f"recall@{k}" for k in self.ks), "map"]
 
     def __call__(self, backbone: Backbone, data: Protocol, out: Path) -> Result:
         started = time.perf_counter()
@@ -51,15 +50,14 @@ class Retrieval(Task):
         gallery, queries = (functional.normalize(part.float(), dim=1) for part in (gallery, queries))
         cosines = queries @ gallery.T  # Q G
         relevant = test.labels[test.readable][:, None] == train.labels[train.readable]  # Q G
-        recalls = {f"recall@{k}": value for k, value in recall_at(cosines, relevant, self.ks).items()}
-        numbers = {**recalls, "map": mean_average_precision(cosines, relevant)}
+        recalls = recall_at(cosines, relevant, self.ks)
+        shares = [*(recalls[k] for k in self.ks), mean_average_precision(cosines, relevant)]
         self._write(out, data, train.readable, test.readable, cosines)
         count = len(queries)
         missing = [str(data.test.videos[row].path) for row in (~test.readable).nonzero().flatten().tolist()]
-        first = f"recall@{self.ks[0]}"
         return {
-            "numbers": list(numbers), **numbers,
-            "interval": list(wilson(round(numbers[first] * count), count)),
+            "numbers": self.numbers, **dict(zip(self.numbers, shares, strict=True)),
+            "interval": list(wilson(round(shares[0] * count), count)),
             "positive": float(cosines[relevant].mean()), "negative": float(cosines[~relevant].mean()),
             "auc": auc(cosines[relevant], cosines[~relevant]),
             "videos": count, "unreadable": len(missing), "missing": missing,
@@ -69,22 +67,14 @@ class Retrieval(Task):
 
     def _write(self, out: Path, data: Protocol, known: Tensor, asked: Tensor, cosines: Tensor) -> None:
         """``predictions.csv``: for each test video the training video that lies nearest."""
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(["path", "label", "nearest", "nearest_label", "cosine", "id"])
+        lines: list[list[object]] = [["path", "label", "nearest", "nearest_label", "cosine", "id"]]
         gallery = known.nonzero().flatten().tolist()
         value, place = cosines.max(dim=1)
         rows = asked.nonzero().flatten().tolist()
         for row, nearest, cosine in zip(rows, place.tolist(), value.tolist(), strict=True):
             video, found = data.test.videos[row], data.train.videos[gallery[nearest]]
-            lines.writerow([video.path, video.label, found.path, found.label, f"{cosine:.6g}", row])
-        written = text.getvalue()
-        path = out / "predictions.csv"
-        write_atomically(path, lambda file: _put(file, written))
-
-
-def _put(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8", newline="")
+            lines.append([video.path, video.label, found.path, found.label, f"{cosine:.6g}", row])
+        write_csv(out / "predictions.csv", lines)
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:
