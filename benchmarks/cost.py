@@ -4,7 +4,7 @@ All arms run in one process, interleaved, in reversed order every other round; t
 time. A step is forward, backward, AdamW and what the learner does after it; clips are there already. By default it is
 the comparison of VideoMAE's paper (table 2): VideoMAE and MoCo v3 as each is trained on Something-Something V2.
 
-    python benchmarks/methods.py --size small --rounds 3 --out methods.json
+    python benchmarks/cost.py --size small --rounds 3 --out cost.json
 """
 
 from __future__ import annotations
