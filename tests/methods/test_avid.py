@@ -92,8 +92,6 @@ def test_a_silent_clip_takes_no_part():
     for given in (video, sound):
         assert given.grad.isfinite().all()
         assert (given.grad.abs().flatten(1).sum(dim=1) > 0).tolist() == [False] * 8 + [True] * 8
-    batch["audio_present"][:] = False
-    assert learner(batch, "main").loss is None
 
 
 def test_agreeing_videos_are_alike_in_both():

@@ -316,9 +316,10 @@ def test_a_learner_that_compares_clips_is_warned_of_smaller_passes(corpus, capfd
     learner = Learner()
     learner.compares_clips = True
     run.check_passes(load(corpus, "--train.batch", "8"), learner)
-    assert "compares" not in capfd.readouterr().err
+    assert "together" not in capfd.readouterr().err
     run.check_passes(load(corpus, "--train.batch", "8", "--train.micro_batch", "2"), learner)
-    assert "compares the clips of a forward pass, 2 with train.micro_batch" in " ".join(capfd.readouterr().err.split())
+    said = " ".join(capfd.readouterr().err.split())
+    assert "takes the clips of a forward pass together, 2 with train.micro_batch" in said
 
 
 def test_what_a_recipe_leaves_open_is_as_the_learner_needs_it(corpus, monkeypatch):

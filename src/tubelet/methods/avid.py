@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tubelet import dist, draws
+from tubelet import draws
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.heads import Projector
 from tubelet.nn.memory import Bank
@@ -45,6 +45,7 @@ class Avid(Learner):
     """
 
     modalities = ("video", "audio")
+    compares_clips = True  # its loss is the mean over those that have sound
     agreeing: Tensor | None
     """N P int64: the videos that resemble each in both modalities; -1 as long as they have not been looked for."""
 
@@ -79,8 +80,6 @@ class Avid(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         ids, present = batch["id"], batch["audio_present"]
-        if not dist.total(present.sum()):
-            return Output(None)
         video = F.normalize(self.video_head(self.backbone(batch["video"][0]).tokens.mean(dim=1)).float(), dim=1)  # B D
         sound = F.normalize(self.audio_head(self.audio(batch["audio"][0])).float(), dim=1)  # B D
         self.seen.remember(ids, video)

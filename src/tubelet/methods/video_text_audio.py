@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubelet import dist
 from tubelet.learner import Backbone, Learner
 from tubelet.nn.heads import Projector
 from tubelet.nn.pairing import mil_nce, recall, symmetric
@@ -79,8 +78,6 @@ class VideoTextAudio(Learner):
     def forward(self, batch: Batch, phase: str) -> Output:
         heard = batch["audio_present"]  # B
         texts, said = candidates(batch["text"][0], batch["key"], self.candidates)  # BP, B P
-        if not dist.total(heard.sum() + said.sum()):
-            return Output(None)
         video = self.video_head(self.backbone(batch["video"][0]).tokens.mean(dim=1))  # B fine
         seen, coarse = unit(video), unit(self.coarse_head(video))  # B fine, B coarse
         sound = unit(self.audio_head(self.audio(batch["audio"][0])))  # B fine

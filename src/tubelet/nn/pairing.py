@@ -2,7 +2,7 @@
 
 The other clips of the batch, over all processes, are what a clip is told from. A clip of which one side is missing
 takes no part: it has no loss, it is not among the negatives, and no gradient reaches it. Where nobody is left the loss
-is zero.
+is zero, and so is its gradient for every weight.
 """
 
 from __future__ import annotations

@@ -345,6 +345,6 @@ def check_passes(recipe: Recipe, learner: Learner) -> None:
         )
     if learner.compares_clips and in_a_pass < share:
         warn(
-            f"{recipe.learner['name']} compares the clips of a forward pass, {in_a_pass * dist.world_size()} with "
-            f"train.micro_batch instead of train.batch {recipe.train['batch']}: the loss is another one"
+            f"{recipe.learner['name']} takes the clips of a forward pass together, {in_a_pass * dist.world_size()} "
+            f"with train.micro_batch instead of train.batch {recipe.train['batch']}: the loss is another one"
         )
