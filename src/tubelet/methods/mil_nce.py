@@ -59,5 +59,5 @@ class MilNce(Learner):
         texts, said = candidates(batch["text"][0], batch["key"], self.candidates)  # BP, B P
         seen = self.video_head(self.backbone(batch["video"][0]).tokens.mean(dim=1))  # B D
         read = self.text_head(self.text(texts)).unflatten(0, said.shape)  # B P D
-        loss = pairing.mil_nce(seen, read, said)
+        loss = pairing.mil_nce(seen, read, said, batch["id"])
         return Output(loss, {"recall": pairing.recall(seen, read, said, batch["id"])})

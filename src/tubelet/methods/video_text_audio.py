@@ -83,7 +83,7 @@ class VideoTextAudio(Learner):
         sound = unit(self.audio_head(self.audio(batch["audio"][0])))  # B fine
         words = unit(self.text_head(self.text(texts))).unflatten(0, said.shape)  # B P coarse
         with_sound = symmetric(seen, sound, heard, batch["id"], self.temperature)
-        with_words = mil_nce(coarse, words, said, self.temperature)
+        with_words = mil_nce(coarse, words, said, batch["id"], self.temperature)
         found: dict[str, float | Tensor] = {
             "audio_loss": with_sound.detach(), "text_loss": with_words.detach(),
             "audio_recall": recall(seen, sound[:, None], heard[:, None], batch["id"]),
