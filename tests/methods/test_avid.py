@@ -153,5 +153,5 @@ def test_agreement_begins_when_it_is_told_to():
 def test_senseless_arguments_are_named():
     with pytest.raises(TubeletError, match=r"learner\.agreement must be less than the 16 videos, not 16"):
         make(agreement=16)
-    with pytest.raises(TubeletError, match="negatives = 0"):
+    with pytest.raises(TubeletError, match=r"learner\.negatives must be more than 0, not 0"):
         make(negatives=0)

@@ -86,5 +86,5 @@ def test_the_loss_is_the_weighted_sum_of_both():
 
 
 def test_senseless_arguments_are_named():
-    with pytest.raises(TubeletError, match=r"learner\.temperature must be above 0, not 0"):
+    with pytest.raises(TubeletError, match=r"learner\.temperature must be more than 0, not 0"):
         VideoTextAudio(tiny_backbone(), temperature=0.0)

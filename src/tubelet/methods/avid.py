@@ -11,6 +11,7 @@ from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.heads import Projector
 from tubelet.nn.memory import Bank
 from tubelet.nn.pairing import mean_present
+from tubelet.nn.settings import check_positive, check_share
 from tubelet.nn.towers import audio_tower
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -68,8 +69,8 @@ class Avid(Learner):
         super().__init__()
         if not 0 <= agreement < videos:
             raise TubeletError(f"learner.agreement must be less than the {videos} videos, not {agreement}")
-        if negatives < 1 or temperature <= 0:
-            raise TubeletError(f"learner.negatives = {negatives}, temperature = {temperature:g}: both must be above 0")
+        check_positive(negatives=negatives, temperature=temperature)
+        check_share(momentum=momentum)
         self.videos, self.negatives, self.temperature = videos, negatives, temperature
         self.agreement, self.agreement_from, self.audio_rate = agreement, agreement_from, audio_rate
         self.backbone = backbone

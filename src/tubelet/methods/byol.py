@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.memory import Ema, rising
+from tubelet.nn.settings import check_share
 from tubelet.nn.views import augmented
 from tubelet.registry import register
-from tubelet.types import Batch, Output, TubeletError
+from tubelet.types import Batch, Output
 
 
 @register("byol")
@@ -45,8 +46,7 @@ class BYOL(Learner):
         strength: Literal["slowfast", "moco"] = "slowfast",
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise TubeletError(f"learner.momentum must be in 0..1, not {momentum:g}")
+        check_share(momentum=momentum)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, last_bias=False)
         self.predict = Projector(dim, hidden, dim)

@@ -55,7 +55,7 @@ class Clip(Learner):
         words: int = 4096,
     ) -> None:
         super().__init__()
-        if temperature < 1 / LARGEST_SCALE:
+        if not 1 / LARGEST_SCALE <= temperature < math.inf:
             raise TubeletError(f"learner.temperature must be {1 / LARGEST_SCALE:g} or more, not {temperature:g}")
         self.backbone = backbone
         self.text = text_tower(text_model, text_dim, text_depth, words)

@@ -15,6 +15,7 @@ from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.heads import Projector
 from tubelet.nn.losses import contrast, products
 from tubelet.nn.memory import Ema, Frozen, Queue
+from tubelet.nn.settings import check_positive, check_share
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -71,9 +72,8 @@ class CoCLR(Learner):
         super().__init__()
         if not 1 <= mined <= queue:
             raise TubeletError(f"learner.mined must be 1 or more and at most learner.queue, {queue}, not {mined}")
-        for name, share in (("drop_own", drop_own), ("momentum", momentum)):
-            if not 0 <= share <= 1:
-                raise TubeletError(f"learner.{name} must be in 0..1, not {share:g}")
+        check_share(drop_own=drop_own, momentum=momentum)
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.teacher = Ema(self.parts, momentum)

@@ -13,6 +13,7 @@ from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.cluster import kmeans
 from tubelet.nn.losses import contrast, products
 from tubelet.nn.memory import Bank
+from tubelet.nn.settings import check_positive
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -65,8 +66,7 @@ class LocalAggregation(Learner):
             raise TubeletError(f"learner.clusters must each be in 2..{videos}, the number of videos, not {told}")
         if neighbours < 2:
             raise TubeletError(f"learner.neighbours must be 2 or more, not {neighbours}")
-        if temperature <= 0:
-            raise TubeletError(f"learner.temperature must be more than 0, not {temperature:g}")
+        check_positive(temperature=temperature)
         if not 0 <= momentum < 1:
             raise TubeletError(f"learner.momentum must be in 0..1 (1 excluded), not {momentum:g}")
         self.backbone = backbone

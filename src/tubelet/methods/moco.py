@@ -12,6 +12,7 @@ from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.heads import Projector
 from tubelet.nn.losses import contrast
 from tubelet.nn.memory import Ema, Queue, rising
+from tubelet.nn.settings import check_positive, check_share
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -60,8 +61,8 @@ class MoCo(Learner):
             raise TubeletError(f"learner.clips must be 2 or more, as clips of a video are compared, not {clips}")
         if queue < 1:
             raise TubeletError(f"learner.queue must be 1 or more, not {queue}")
-        if not 0 <= momentum <= 1:
-            raise TubeletError(f"learner.momentum must be in 0..1, not {momentum:g}")
+        check_share(momentum=momentum)
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.teacher = Ema(self.parts, momentum)

@@ -11,9 +11,10 @@ from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.losses import contrast
 from tubelet.nn.memory import Ema, rising
+from tubelet.nn.settings import check_positive, check_share
 from tubelet.nn.views import augmented
 from tubelet.registry import register
-from tubelet.types import Batch, Output, TubeletError
+from tubelet.types import Batch, Output
 
 
 @register("moco_v3")
@@ -51,8 +52,8 @@ class MoCoV3(Learner):
         freeze_patches: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise TubeletError(f"learner.momentum must be in 0..1, not {momentum:g}")
+        check_share(momentum=momentum)
+        check_positive(temperature=temperature)
         if freeze_patches:
             backbone.get_submodule("embed").requires_grad_(False)
         self.backbone = backbone

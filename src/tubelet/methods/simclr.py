@@ -10,6 +10,7 @@ from torch import Tensor
 from tubelet.learner import Backbone, Learner
 from tubelet.nn.heads import Projector
 from tubelet.nn.losses import nt_xent
+from tubelet.nn.settings import check_positive
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output
@@ -47,6 +48,7 @@ class SimCLR(Learner):
         strength: Literal["slowfast", "moco"] = "slowfast",
     ) -> None:
         super().__init__()
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.temperature, self.strength = temperature, strength

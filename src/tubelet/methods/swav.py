@@ -13,6 +13,7 @@ from tubelet.nn.cluster import sinkhorn
 from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.losses import products
 from tubelet.nn.memory import Queue
+from tubelet.nn.settings import check_positive
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -63,9 +64,9 @@ class SwAV(Learner):
         strength: Literal["none", "moco", "slowfast"] = "slowfast",
     ) -> None:
         super().__init__()
-        for name, value in {"temperature": temperature, "epsilon": epsilon}.items():
-            if value <= 0:
-                raise TubeletError(f"learner.{name} must be more than 0, not {value:g}")
+        check_positive(temperature=temperature, epsilon=epsilon)
+        if queue < 0:
+            raise TubeletError(f"learner.queue must be 0 (none) or more, not {queue}")
         for name, value in {"prototypes": prototypes, "iterations": iterations}.items():
             if value < 1:
                 raise TubeletError(f"learner.{name} must be 1 or more, not {value}")

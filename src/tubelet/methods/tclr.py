@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tubelet.learner import Backbone, Learner
 from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.losses import contrast, nt_xent
+from tubelet.nn.settings import check_positive
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -64,6 +65,7 @@ class TCLR(Learner):
         super().__init__()
         if parts < 2:
             raise TubeletError(f"learner.parts must be 2 or more, as they are told apart, not {parts}")
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, last_norm=True)
         self.density = parts

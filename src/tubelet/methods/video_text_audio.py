@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from tubelet.learner import Backbone, Learner
 from tubelet.nn.heads import Projector
 from tubelet.nn.pairing import mil_nce, recall, symmetric
+from tubelet.nn.settings import check_positive
 from tubelet.nn.towers import audio_tower, candidates, text_tower
 from tubelet.registry import register
-from tubelet.types import Batch, Output, TubeletError
+from tubelet.types import Batch, Output
 
 
 @register("video_text_audio")
@@ -62,9 +63,7 @@ class VideoTextAudio(Learner):
         audio_rate: int = 16000,
     ) -> None:
         super().__init__()
-        for name, value in {"temperature": temperature, "candidates": candidates}.items():
-            if value <= 0:
-                raise TubeletError(f"learner.{name} must be above 0, not {value:g}")
+        check_positive(temperature=temperature, candidates=candidates)
         self.temperature, self.text_weight, self.candidates = temperature, text_weight, candidates
         self.audio_rate = audio_rate
         self.backbone = backbone
