@@ -42,7 +42,8 @@ class LocalAggregation(Learner):
         temperature: of the softmax.
         momentum: how much of a video's old embedding is kept when it comes again.
         instance_epochs: epochs of instance recognition, before there are clusters.
-        strength: how clips are changed in colour and sharpness: a word of `nn.views.STRENGTHS`, or "none".
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     clusters: Tensor
@@ -86,9 +87,7 @@ class LocalAggregation(Learner):
                 self.clusters[number] = kmeans(self.bank.values, count, seed)[1]
 
     def forward(self, batch: Batch, phase: str) -> Output:
-        (video,) = batch["video"]  # B C T H W
-        if self.strength != "none":
-            video = augmented(video, batch["key"], "local aggregation", self.strength)
+        video = augmented(batch["video"][0], batch["key"], "local aggregation", self.strength)  # B C T H W
         embedding = F.normalize(self.enter(self.backbone(video).tokens.mean(dim=1)).float(), dim=1)  # B D
         self.bank.remember(batch["id"], embedding)
         close, background = self.close(batch["id"]), self.background(embedding, batch["id"])  # B N

@@ -43,7 +43,8 @@ class SwAV(Learner):
         queue: clips of earlier batches that codes are made with, for batches that are small beside the prototypes
             (published 3840); 0 = none. It is used once it is full.
         queue_epochs: epochs before the queue begins.
-        strength: how views are changed in colour and sharpness: a word of `nn.views.STRENGTHS`, or "none".
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     views = 2
@@ -98,8 +99,7 @@ class SwAV(Learner):
 
     def encode(self, video: Tensor, keys: Tensor, stream: str) -> Tensor:
         """The unit vector of a view: B C T H W -> B D float32."""
-        if self.strength != "none":
-            video = augmented(video, keys, stream, self.strength)
+        video = augmented(video, keys, stream, self.strength)
         return F.normalize(self.project(self.backbone(video).tokens.mean(dim=1)).float(), dim=1)  # B D
 
     def code(self, scores: Tensor, column: str) -> Tensor:

@@ -46,7 +46,8 @@ class TCLR(Learner):
         dim: width of the vectors that are compared.
         hidden: width of the head's inner layer.
         temperature: the cosines are divided by it.
-        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     views = 2
@@ -60,7 +61,7 @@ class TCLR(Learner):
         dim: int = 128,
         hidden: int = 512,
         temperature: float = 0.1,
-        strength: Literal["slowfast", "moco"] = "moco",
+        strength: Literal["none", "moco", "slowfast"] = "moco",
     ) -> None:
         super().__init__()
         if parts < 2:
@@ -88,11 +89,13 @@ class TCLR(Learner):
 
     def encode(self, video: Tensor) -> Encoded:
         """B C T*P H W -> the vectors of its whole, of the slices of that and of its parts."""
-        tokens, grid = self.backbone(video[:, :, :: self.density])  # B N D
-        if grid[0] % self.density:
+        whole = video[:, :, :: self.density]
+        times = self.backbone.grid(*whole.shape[2:])[0]
+        if times % self.density:
             raise TubeletError(
-                f"learner.parts ({self.density}) must divide the clip's {grid[0]} tokens along time: change data.frames"
+                f"learner.parts ({self.density}) must divide the clip's {times} tokens along time: change data.frames"
             )
+        tokens = self.backbone(whole).tokens  # B N D
         slices = tokens.unflatten(1, (self.density, -1)).mean(dim=2)  # B P D
         clips = video.unflatten(2, (self.density, -1)).transpose(1, 2).flatten(0, 1)  # B*P C T H W
         parts = self.backbone(clips).tokens.mean(dim=1).unflatten(0, (-1, self.density))  # B P D

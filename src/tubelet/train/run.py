@@ -328,6 +328,13 @@ def check(learner: Learner, clips: Clips) -> None:
             f"data.stride: set data.density to {learner.density}"
         )
     learner.backbone.grid(clips.frames, clips.size, clips.size)
+    if "flow" in clips.clip:  # it is what the backbone sees
+        for name, part in learner.named_modules(prefix="learner"):  # those of `combined` too
+            if getattr(part, "strength", "none") != "none":
+                warn(
+                    f"{name}.strength changes colours, which with data.flow {clips.flow} are directions and lengths of "
+                    f"motion: set {name}.strength to none"
+                )
 
 
 def check_passes(recipe: Recipe, learner: Learner) -> None:
