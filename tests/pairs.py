@@ -46,7 +46,10 @@ def tone(kind: int, key: Tensor) -> Tensor:
 
 def drawn(pool: Batch, step: int, size: int = 32) -> Batch:
     """Some of the pairs, others for each step."""
-    rows = draws.generator("drawn", step).permutation(len(pool["id"]))[:size].tolist()
+    return part(pool, draws.generator("drawn", step).permutation(len(pool["id"]))[:size].tolist())
+
+
+def part(pool: Batch, rows: list[int]) -> Batch:
     return Batch(
         **{
             name: [[view[row] for row in rows] if name == "text" else view[rows] for view in value]

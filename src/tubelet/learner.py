@@ -97,7 +97,8 @@ class Learner(nn.Module):
     view_times: str | None = None
     """How the times of a sample's views must lie to each other, as in `data.view_times`; None = in any way."""
     compares_clips: bool = False
-    """The loss compares the clips of one forward pass with each other, so that smaller passes change it."""
+    """The loss is of the clips of one forward pass together, compared with each other or a mean over some of them, so
+    that smaller passes change it."""
     audio_rate: int = 0
     """Samples a second that the learner's ears are made for, where it has any; checked against `data.audio_rate`."""
     needs_labels: bool = False
@@ -109,7 +110,11 @@ class Learner(nn.Module):
     backbone: Backbone
 
     def forward(self, batch: Batch, phase: str) -> Output:
-        """The loss of a batch. A loss of None must be answered by all processes alike, as they wait for each other.
+        """The loss of a batch, which may be one piece of a step's.
+
+        A loss of None is no step, such as while a queue fills, and is answered for a whole step: by all of its pieces
+        and all processes alike, since they share gradients in the last piece's backward pass. A piece of which nothing
+        can be learnt has a loss of zero with a gradient of zero for every weight (`nn.pairing.mean_present`).
 
         It changes nothing that is kept: queues, banks and teachers move in `after_step`, and not at all where a step is
         skipped. Statistics like those of a batch norm are the exception, if they are persistent buffers: those are put

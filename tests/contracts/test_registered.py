@@ -35,6 +35,7 @@ from tubelet.tasks.protocol import Terms, main_number, numbers
 from tubelet.train.fit import Interrupted, fit
 from tubelet.train.optim import adamw, set_rate
 from tubelet.train.step import take_step
+from tubelet.types import TubeletError
 
 DROPPING = {**SMALL["vit"], "drop_path": 0.5}
 """Draws from torch's generator, so that a resumed run must restore its state."""
@@ -65,6 +66,16 @@ def test_a_learner_has_a_finite_loss_and_a_gradient_everywhere(name, corpus):
             assert parameter.grad.isfinite().all(), key
             assert parameter.grad.abs().sum() > 0, key
         learner.zero_grad()
+
+
+@pytest.mark.parametrize("name", registry.names("methods"))
+def test_a_senseless_temperature_or_momentum_is_named(name):
+    known = inspect.signature(registry.find("methods", name)).parameters
+    for setting, values in {"temperature": (0.0, math.nan, math.inf), "momentum": (-0.1, 1.5, math.nan)}.items():
+        for value in values if setting in known else ():
+            backbone = registry.build("backbones", "vit", **SMALL["vit"] | BACKBONE.get(name, {}))
+            with pytest.raises(TubeletError, match=rf"learner\.{setting} must be"):
+                registry.build("methods", name, backbone=backbone, **arguments(name) | {setting: value})
 
 
 @learners

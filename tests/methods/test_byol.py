@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from oracles import learn, tiny_backbone
+from oracles import learn, still, tiny_backbone
 from peers import lightly_losses
 from tubelet.learner import Now
 from tubelet.methods.byol import BYOL, distance
@@ -63,3 +63,11 @@ def test_it_learns_to_see_which_way_squares_move_without_collapse():
     learn(learner, lambda step: batches[step % 6], steps=60, lr=3e-3)
     assert recalled(learner.backbone) > 0.9 > untrained + 0.15
     assert directions_used(learner, windows(64, seed=7, views=1)) > 4
+
+
+def test_where_nothing_moves_it_learns_nothing_of_directions():
+    """The control, of as many steps as are enough to see them where squares move."""
+    learner, batches = make(momentum=0.9), [still(windows(32, seed, moments=5)) for seed in range(6)]
+    untrained = recalled(learner.backbone)
+    learn(learner, lambda step: batches[step % 6], steps=30, lr=3e-3)
+    assert recalled(learner.backbone) < untrained + 0.08

@@ -13,7 +13,8 @@ from oracles import learn, moving_squares, tiny_backbone
 from tubelet import draws, registry
 from tubelet.checkpoint import load_learner, save_backbone, save_weights
 from tubelet.learner import Learner, Now
-from tubelet.methods.coclr import CoCLR, encode
+from tubelet.methods.coclr import CoCLR
+from tubelet.nn.heads import embedded
 from tubelet.types import Batch, TubeletError
 
 
@@ -140,7 +141,7 @@ def test_nothing_is_learnt_until_the_queue_is_full(tiny):
     assert tiny.queue.get_buffer("group").tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     found = tiny(toy(4, 2, 8), "main")
     assert found.loss is not None and found.loss.isfinite()
-    expected = encode(toy(4, 1, 4)["flow"][1], tiny.oracle.network)  # the second view, beside whose pictures keys are
+    expected = embedded(toy(4, 1, 4)["flow"][1], tiny.oracle.network)  # the second view, beside whose pictures keys are
     torch.testing.assert_close(tiny.queue.get_buffer("oracle_keys")[4:], expected)
 
 
@@ -178,7 +179,7 @@ def test_the_teacher_starts_as_a_copy_and_moves_slowly(tiny):
 def test_the_oracle_is_the_trained_network_and_stays_as_it_is(tiny):
     source = load_learner(Path(oracle()))
     video = torch.rand(2, 3, 4, 16, 16)
-    torch.testing.assert_close(encode(video, tiny.oracle.network), encode(video, source))
+    torch.testing.assert_close(embedded(video, tiny.oracle.network), embedded(video, source))
     assert not any(p.requires_grad for p in tiny.oracle.parameters())
     tiny.train()
     assert not tiny.oracle.network.training and not tiny.teacher.training
@@ -194,7 +195,7 @@ def test_an_oracle_without_a_head_is_looked_at_by_its_tokens(tmp_path):
     learner = CoCLR(registry.build("backbones", "vit", **small), run, queue=8)
     video = torch.rand(2, 3, 4, 16, 16)
     expected = F.normalize(other.backbone(video).tokens.mean(dim=1), dim=1)
-    torch.testing.assert_close(encode(video, learner.oracle.network), expected)
+    torch.testing.assert_close(embedded(video, learner.oracle.network), expected)
     with pytest.raises(TubeletError, match="a VideoMAE has no projection head"):
         learner.start_from(other)
 
@@ -242,7 +243,7 @@ def precision(learner: CoCLR, mined: int = 5) -> tuple[float, float]:
     """Of what the network of pictures would mine for that of flow: the shares of the same motion and the same look."""
     batch, motion, look = videos(200, 10_000)
     with torch.no_grad():
-        vectors = encode(batch["video"][0], learner)
+        vectors = embedded(batch["video"][0], learner)
     rows = (vectors @ vectors.T).fill_diagonal_(-1).topk(mined, dim=1).indices  # B mined
     motions, looks = ((classes[rows] == classes[:, None]).float().mean().item() for classes in (motion, look))
     return motions, looks

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 
-from oracles import learn, tiny_backbone
+from oracles import learn, still, tiny_backbone
 from tubelet.methods.cvrl import CVRL
+from tubelet.nn.heads import embedded
 from tubelet.nn.losses import nt_xent
 from tubelet.nn.views import augmented
 from windows import directions_used, recalled, windows
@@ -28,11 +31,11 @@ def test_the_loss_is_that_of_its_views_and_of_what_they_are_told_from(negatives)
     learner, batch = make(negatives=negatives).eval(), windows(4, seed=0, moments=3)
     views = [augmented(video, batch["key"], f"view {v}", "slowfast") for v, video in enumerate(batch["video"])]
     with torch.no_grad():
-        one, other = (learner.encode(view) for view in views)
+        one, other = (embedded(view, learner) for view in views)
         disturbed = None
         if negatives != "videos":
             clips = [learner.reordered(view, batch["key"], f"order {v}") for v, view in enumerate(views)]
-            disturbed = torch.cat([learner.encode(clip) for clip in clips])
+            disturbed = torch.cat([embedded(clip, learner) for clip in clips])
         expected = nt_xent(one, other, batch["id"], 0.1, disturbed).mean()
     torch.testing.assert_close(learner(batch, "main").loss, expected, atol=1e-6, rtol=0)
 
@@ -54,3 +57,12 @@ def test_it_learns_to_see_which_way_squares_move():
     learn(learner, lambda step: batches[step % 6], steps=60, lr=3e-3)
     assert recalled(learner.backbone) > 0.9 > untrained + 0.15
     assert directions_used(learner, windows(64, seed=7, views=1)) > 4
+
+
+def test_where_nothing_moves_it_learns_nothing_of_directions():
+    """The control, of as many steps as are enough to see them where squares move."""
+    learner, batches = make(), [still(windows(32, seed, moments=5)) for seed in range(6)]
+    untrained = recalled(learner.backbone)
+    told = learn(learner, lambda step: batches[step % 6], steps=30, lr=3e-3)
+    assert told[-1]["loss"] == pytest.approx(math.log(63), abs=0.01)  # of 64 views, itself aside
+    assert recalled(learner.backbone) < untrained + 0.08

@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 
-from oracles import learn, tiny_backbone
+from oracles import learn, still, tiny_backbone
 from peers import lightly_losses
 from tubelet.learner import Now
 from tubelet.methods.moco import MoCo
+from tubelet.nn.heads import embedded
 from tubelet.nn.views import augmented
 from tubelet.types import TubeletError
 from windows import directions_used, recalled, windows
@@ -44,7 +45,7 @@ def test_the_loss_against_its_slow_twin(clips):
     learner, batch = filled(clips=clips), windows(4, seed=0, views=clips)
     with torch.no_grad():
         views = [augmented(video, batch["key"], f"view {v}", "slowfast") for v, video in enumerate(batch["video"])]
-        queries, keys = ([learner.encode(v, network) for v in views] for network in (learner, learner.teacher))
+        queries, keys = ([embedded(v, network) for v in views] for network in (learner, learner.teacher))
     losses = []
     for view, clip in ((v, b) for v in range(clips) for b in range(4)):
         query = queries[view][clip]
@@ -93,7 +94,7 @@ def test_all_keys_enter_the_queue_clip_by_clip():
     batch = windows(4, seed=0)
     views = [augmented(video, batch["key"], f"view {v}", "slowfast") for v, video in enumerate(batch["video"])]
     with torch.no_grad():
-        one, other = (learner.encode(view, learner.teacher) for view in views)
+        one, other = (embedded(view, learner.teacher) for view in views)
     learner(batch, "main")
     learner.after_step(now(1))
     torch.testing.assert_close(learner.queue.keys, torch.stack([one, other], dim=1).flatten(0, 1))
@@ -115,6 +116,14 @@ def test_it_learns_to_see_which_way_squares_move():
     learn(learner, lambda step: batches[step % 6], steps=70, lr=1e-3)
     assert recalled(learner.backbone) > 0.82 > untrained + 0.1
     assert directions_used(learner, windows(64, seed=7, views=1)) > 4
+
+
+def test_where_nothing_moves_it_learns_nothing_of_directions():
+    """The control, of as many steps as are enough to see them where squares move."""
+    learner, batches = make(queue=256, momentum=0.99), [still(windows(32, seed, moments=5)) for seed in range(6)]
+    untrained = recalled(learner.backbone)
+    learn(learner, lambda step: batches[step % 6], steps=40, lr=1e-3)
+    assert recalled(learner.backbone) < untrained + 0.08
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 
-from oracles import learn, tiny_backbone
+from oracles import learn, still, tiny_backbone
 from tubelet import registry
 from tubelet.learner import Now
 from tubelet.methods.moco_v3 import MoCoV3
+from tubelet.nn.heads import projected
 from tubelet.nn.views import augmented
 from tubelet.types import TubeletError
 from windows import directions_used, recalled, windows
@@ -41,6 +42,15 @@ def test_the_loss_against_algorithm_1():
         q1, q2 = (learner.predict(learner.head(learner.backbone(x).tokens.mean(dim=1))) for x in (x1, x2))
         k1, k2 = (learner.teacher.head(learner.teacher.backbone(x).tokens.mean(dim=1)) for x in (x1, x2))
     expected = slow_contrast(q1, k2, 0.2) + slow_contrast(q2, k1, 0.2)
+    assert learner(batch, "main").loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_views_may_stay_as_they_are():
+    learner, batch = make(strength="none").eval(), windows(4, seed=0)
+    with torch.no_grad():
+        queries = [learner.predict(projected(video, learner)) for video in batch["video"]]
+        keys = [projected(video, learner.teacher) for video in batch["video"]]
+    expected = slow_contrast(queries[0], keys[1], 0.2) + slow_contrast(queries[1], keys[0], 0.2)
     assert learner(batch, "main").loss.item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -96,3 +106,11 @@ def test_it_learns_to_see_which_way_squares_move():
     learn(learner, lambda step: batches[step % 6], steps=60, lr=3e-3)
     assert recalled(learner.backbone) > 0.82 > untrained + 0.1
     assert directions_used(learner, windows(64, seed=7, views=1)) > 4
+
+
+def test_where_nothing_moves_it_learns_nothing_of_directions():
+    """The control, of as many steps as are enough to see them where squares move."""
+    learner, batches = make(momentum=0.9), [still(windows(32, seed)) for seed in range(6)]
+    untrained = recalled(learner.backbone)
+    learn(learner, lambda step: batches[step % 6], steps=30, lr=3e-3)
+    assert recalled(learner.backbone) < untrained + 0.08

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oracles import learn, tiny_backbone
+from oracles import learn, still, tiny_backbone
 from tubelet.methods.simclr import SimCLR
 from tubelet.nn.views import augmented
 from windows import directions_used, recalled, windows
@@ -36,3 +36,12 @@ def test_it_learns_to_see_which_way_squares_move():
     learn(learner, lambda step: batches[step % 6], steps=60, lr=3e-3)
     assert recalled(learner.backbone) > 0.9 > untrained + 0.15
     assert directions_used(learner, windows(64, seed=7, views=1)) > 4
+
+
+def test_where_nothing_moves_it_learns_nothing_of_directions():
+    """The control, of as many steps as are enough to see them where squares move."""
+    learner, batches = make(), [still(windows(32, seed)) for seed in range(6)]
+    untrained = recalled(learner.backbone)
+    told = learn(learner, lambda step: batches[step % 6], steps=30, lr=3e-3)
+    assert told[-1]["loss"] == pytest.approx(math.log(63), abs=0.01)  # of 64 views, itself aside
+    assert recalled(learner.backbone) < untrained + 0.08

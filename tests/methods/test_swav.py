@@ -117,6 +117,7 @@ def test_its_clusters_are_the_directions_where_something_moves():
     [
         ({"temperature": 0.0}, r"learner\.temperature must be more than 0"),
         ({"epsilon": -1.0}, r"learner\.epsilon must be more than 0"),
+        ({"queue": -1}, r"learner\.queue must be 0 \(none\) or more, not -1"),
         ({"prototypes": 0}, r"learner\.prototypes must be 1 or more"),
         ({"iterations": 0}, r"learner\.iterations must be 1 or more"),
     ],

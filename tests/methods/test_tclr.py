@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oracles import learn, tiny_backbone
+from oracles import learn, still, tiny_backbone
 from tubelet.methods.tclr import TCLR, Encoded
 from tubelet.types import TubeletError
 from windows import directions_used, recalled, windows
@@ -67,8 +67,10 @@ def test_parts_and_slices_are_of_the_same_moments():
 
 
 def test_parts_that_do_not_divide_the_tokens_are_refused():
+    learner = make(parts=3)
+    learner.backbone.register_forward_hook(lambda *_: pytest.fail("it is known before anything is encoded"))
     with pytest.raises(TubeletError, match=r"learner.parts \(3\) must divide the clip's 4 tokens along time"):
-        make(parts=3)(windows(2, seed=0, density=3), "main")
+        learner(windows(2, seed=0, density=3), "main")
     with pytest.raises(TubeletError, match="parts must be 2 or more"):
         make(parts=1)
 
@@ -79,3 +81,11 @@ def test_it_learns_to_see_which_way_squares_move():
     learn(learner, lambda step: batches[step % 6], steps=30, lr=3e-3)
     assert recalled(learner.backbone) > 0.85 > untrained + 0.1
     assert directions_used(learner, windows(64, seed=7, views=1)) > 4
+
+
+def test_where_nothing_moves_it_learns_nothing_of_directions():
+    """The control, of as many steps as are enough to see them where squares move."""
+    learner, batches = make(), [still(windows(16, seed, density=4)) for seed in range(6)]
+    untrained = recalled(learner.backbone)
+    learn(learner, lambda step: batches[step % 6], steps=12, lr=3e-3)
+    assert recalled(learner.backbone) < untrained + 0.08

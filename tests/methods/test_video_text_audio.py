@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from oracles import learn, tiny_backbone
 from pairs import RATE, drawn, found, one_of_each, pairs, shuffled
@@ -17,11 +18,11 @@ SMALL = {
 }  # fmt: skip
 
 
-def make() -> VideoTextAudio:
+def make(**changes) -> VideoTextAudio:
     torch.manual_seed(0)
     return VideoTextAudio(
         tiny_backbone(patch=4, background="remove"), fine=64, coarse=32, text_dim=64, words=256, audio_dim=64,
-        audio_depth=1, audio_rate=RATE,
+        audio_depth=1, audio_rate=RATE, **changes,
     )  # fmt: skip
 
 
@@ -58,9 +59,6 @@ def test_what_is_missing_gets_no_gradient_and_gives_no_nan(sounds, captions):
     batch["text"] = [[text if row < captions else "" for row, text in enumerate(batch["text"][0])]]
     video, sound = batch["video"][0].requires_grad_(), batch["audio"][0].requires_grad_()
     loss = learner(batch, "main").loss
-    if not sounds and not captions:
-        assert loss is None
-        return
     loss.backward()
     assert loss.isfinite()
     assert all(parameter.grad.isfinite().all() for _, parameter in learner.parameters_of("main"))
@@ -70,6 +68,23 @@ def test_what_is_missing_gets_no_gradient_and_gives_no_nan(sounds, captions):
     assert (learner.text_head.weight.grad.abs().sum() > 0) == (captions > 0)
 
 
+def test_the_loss_is_the_weighted_sum_of_both():
+    learner, batch = make(text_weight=0.25), one_of_each()
+    loss, told = learner(batch, "main")
+    with torch.no_grad():
+        video = learner.video_head(learner.backbone(batch["video"][0]).tokens.mean(dim=1))
+        sound = unit(learner.audio_head(learner.audio(batch["audio"][0])))
+        words = unit(learner.text_head(learner.text(batch["text"][0])))
+    rows, temperature = torch.arange(16), learner.temperature
+    scores = unit(video) @ sound.T / temperature
+    heard = (F.cross_entropy(scores, rows) + F.cross_entropy(scores.T, rows)) / 2
+    scores = unit(learner.coarse_head(video)) @ words.T / temperature
+    others = scores.T.masked_fill(torch.eye(16, dtype=torch.bool), -torch.inf)  # captions for the other clips
+    read = (torch.cat([scores, others], dim=1).logsumexp(dim=1) - scores.diagonal()).mean()
+    torch.testing.assert_close(torch.stack([told["audio_loss"], told["text_loss"]]), torch.stack([heard, read]))
+    torch.testing.assert_close(loss, heard + 0.25 * read)
+
+
 def test_senseless_arguments_are_named():
-    with pytest.raises(TubeletError, match=r"learner\.temperature must be above 0, not 0"):
+    with pytest.raises(TubeletError, match=r"learner\.temperature must be more than 0, not 0"):
         VideoTextAudio(tiny_backbone(), temperature=0.0)

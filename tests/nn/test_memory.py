@@ -98,8 +98,10 @@ def test_a_bank_mixes_old_and_new_on_the_sphere():
     bank.remember(torch.tensor([2, 0]), values[:2])
     bank.remember(torch.tensor([2]), values[2:])  # another clip of the same video
     assert torch.equal(bank.values, before)
+    bank.remember(torch.tensor([3]), torch.randn(1, 3), present=torch.tensor([False]))
     bank.push()
     assert torch.equal(bank.values[[1, 3]], before[[1, 3]])
+    assert bank.known.tolist() == [True, False, True, False]
     for row, value in ((0, values[1]), (2, values[2])):
         mixed = 0.25 * before[row] + 0.75 * value / value.norm()
         torch.testing.assert_close(bank.values[row], mixed / mixed.norm())
@@ -112,7 +114,7 @@ def enter(rows: torch.Tensor) -> tuple[dict, dict]:
     for part in rows.chunk(2):  # two forward passes
         mine = dist.own_part(part)
         queue.remember(key=mine, video=mine[:, 0].long())
-        bank.remember(mine[:, 0].long(), mine)
+        bank.remember(mine[:, 0].long(), mine, mine[:, 0] % 3 > 0)
         queue.push()
         bank.push()
     dist.stop()

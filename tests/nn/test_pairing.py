@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from processes import run_processes
+from tubelet import dist
 from tubelet.nn.pairing import mean_present, mil_nce, recall, symmetric
 
 
@@ -25,7 +27,7 @@ def slow_symmetric(one, other, present, names, temperature) -> float:
     return sum(losses) / len(losses)
 
 
-def slow_mil_nce(video, texts, said, temperature) -> float:
+def slow_mil_nce(video, texts, said, names, temperature) -> float:
     rows = [row for row in range(len(video)) if said[row].any()]
     losses = []
     for i in rows:
@@ -33,7 +35,7 @@ def slow_mil_nce(video, texts, said, temperature) -> float:
         right = sum(math.exp(float(video[i] @ text) / temperature) for text in mine)
         wrong = 0.0
         for j in rows:
-            if j != i:
+            if names[j] != names[i]:
                 theirs = [texts[j, p] for p in range(texts.shape[1]) if said[j, p]]
                 wrong += sum(math.exp(float(video[i] @ text) / temperature) for text in theirs)
                 wrong += sum(math.exp(float(video[j] @ text) / temperature) for text in mine)
@@ -61,15 +63,24 @@ def test_symmetric_of_distinct_names_is_the_mean_of_two_cross_entropies():
 def test_mil_nce_is_its_slow_twin():
     video, texts = vectors(6, 4), vectors(6, 3, 4, seed=1)
     said = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 1], [1, 1, 1]]).bool()
-    assert mil_nce(video, texts, said, 0.4).item() == pytest.approx(slow_mil_nce(video, texts, said, 0.4), abs=1e-6)
+    for names in (torch.arange(6), torch.tensor([0, 1, 2, 0, 4, 0])):
+        expected = slow_mil_nce(video, texts, said, names, 0.4)
+        assert mil_nce(video, texts, said, names, 0.4).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_repeats_of_a_clip_are_no_negatives():
+    """Two of each video with one caption: told from each other, no loss could be less than log 2."""
+    video = torch.eye(4).repeat(2, 1)
+    said, names = torch.ones(8, 1, dtype=torch.bool), torch.arange(4).repeat(2)
+    assert mil_nce(video, 20 * video[:, None], said, names).item() < 0.01
 
 
 def test_one_candidate_that_fits_is_enough():
     video = torch.eye(4)
     texts = torch.stack([10 * torch.eye(4), -10 * torch.eye(4)], dim=1)  # 4 2 4: the second says the contrary
-    said = torch.ones(4, 2, dtype=torch.bool)
-    assert mil_nce(video, texts, said).item() < 0.01
-    assert mil_nce(video, texts[:, 1:], said[:, 1:]).item() > 1
+    said, names = torch.ones(4, 2, dtype=torch.bool), torch.arange(4)
+    assert mil_nce(video, texts, said, names).item() < 0.01
+    assert mil_nce(video, texts[:, 1:], said[:, 1:], names).item() > 1
 
 
 @pytest.mark.parametrize("there", [[True, False, True, False], [False] * 4])
@@ -79,7 +90,7 @@ def test_what_is_missing_gets_no_gradient_and_gives_no_nan(there):
     texts = vectors(4, 2, 5, seed=2).requires_grad_()
     said = present[:, None] & torch.tensor([True, False])
     names = torch.arange(4)
-    loss = symmetric(one, other, present, names, 0.1) + mil_nce(one, texts, said, 0.1)
+    loss = symmetric(one, other, present, names, 0.1) + mil_nce(one, texts, said, names, 0.1)
     loss.backward()
     assert loss.isfinite()
     assert (loss > 0) == present.any()
@@ -104,3 +115,31 @@ def test_recall_counts_the_nearest_of_those_that_are_there():
 def test_mean_of_those_present():
     assert mean_present(torch.tensor([1.0, 3.0]), torch.tensor([True, False, True])) == 2
     assert mean_present(torch.zeros(0), torch.zeros(3, dtype=torch.bool)) == 0
+
+
+def of_both(there: list[bool]) -> tuple[float, list[torch.Tensor]]:
+    """The loss of both over all processes, and its gradients with respect to this one's clips, sides and captions."""
+    dist.start()
+    whole = (vectors(8, 5), vectors(8, 5, seed=1), vectors(8, 2, 5, seed=2))
+    mine = [dist.own_part(rows).clone().requires_grad_() for rows in whole]
+    present = dist.own_part(torch.tensor(there))
+    names = dist.own_part(torch.tensor([0, 1, 2, 0, 4, 1, 6, 0]))
+    one, other, texts = mine
+    loss = symmetric(one, other, present, names, 0.3)
+    loss = loss + mil_nce(one, texts, present[:, None] & torch.tensor([True, False]), names, 0.4)
+    loss.backward()
+    told = dist.mean(loss.detach()).item()
+    gradients = [rows.grad / dist.world_size() for rows in mine]
+    dist.stop()
+    return told, gradients
+
+
+@pytest.mark.parametrize("there", [[True] * 3 + [False] * 5, [False, True, True, True, False, False, True, False]])
+def test_two_processes_that_have_not_as_many_equal_one(there):
+    """The second has nothing at all, or less."""
+    loss, gradients = of_both(there)
+    (one, first), (two, second) = run_processes(of_both, 2, there)
+    assert one == two == pytest.approx(loss, rel=1e-6)
+    assert len(gradients) == 3
+    for whole, *parts in zip(gradients, first, second, strict=True):
+        torch.testing.assert_close(torch.cat(parts), whole)

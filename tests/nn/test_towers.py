@@ -50,6 +50,21 @@ def test_the_order_of_words_counts_only_in_context():
     assert not torch.allclose(context[0], context[1])
 
 
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: TextTower(words=1), r"learner\.words must be 2 or more, .*, not 1"),
+        (lambda: TextTower(dim=200), r"learner\.text_dim must be in 4\.\.127 or a multiple of 64, not 200"),
+        (lambda: TextTower(dim=0, depth=0), r"learner\.text_dim must .*, not 0"),
+        (lambda: AudioTower(dim=200), r"learner\.audio_dim must .*, not 200"),
+    ],
+)
+def test_towers_that_cannot_be_made_are_said_in_a_line(made, said):
+    with pytest.raises(TubeletError, match=said):
+        made()
+    assert TextTower(dim=200, depth=0)(["words"]).shape == (1, 200)  # which has no heads
+
+
 def test_candidates_are_drawn_from_the_key():
     captions, keys = ["one|two|three|four", "", "five"], torch.tensor([11, 12, 13])
     texts, present = candidates(captions, keys, 2)

@@ -1,10 +1,11 @@
 import colorsys
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from tubelet import draws
+from tubelet import draws, registry
 from tubelet.nn import views
 
 KEYS = torch.tensor([draws.key("view", index) for index in range(64)])
@@ -24,6 +25,18 @@ def test_a_view_depends_on_its_key_and_name_alone(strength):
     assert view.shape == video.shape and view.min() >= 0 and view.max() <= 1
     torch.testing.assert_close(views.augmented(video[5:8], KEYS[5:8], "first", strength), view[5:8])
     assert not torch.equal(views.augmented(video, KEYS, "second", strength), view)
+
+
+def test_every_learner_with_changed_views_has_the_same_words_and_can_leave_them_as_they_are():
+    words = {
+        name: get_args(registry.schema(*place).__annotations__["strength"])
+        for name, place in registry.catalogue("methods").items()
+        if "strength" in registry.schema(*place).__annotations__
+    }
+    assert words.pop("moco_v3") == ("none", "byol")
+    assert len(words) == 9 and set(words.values()) == {("none", "moco", "slowfast")}
+    video = clips()
+    assert views.augmented(video, KEYS, "first", "none") is video
 
 
 def test_a_change_is_the_same_in_all_frames_unless_it_is_made_for_each():

@@ -342,3 +342,15 @@ def test_what_was_not_published_says_where_its_settings_are_from(name):
         assert (made.data["frames"], made.data["size"]) == (32, 320)
         of_224 = load(name.removesuffix("_32x320"))
         assert made.train == of_224.train and made.learner == of_224.learner and made.backbone == of_224.backbone
+
+
+@pytest.mark.parametrize(
+    ("data", "videomae"), [("k400", "800e"), ("ssv2", "800e"), ("ucf101", "3200e"), ("hmdb51", "4800e")]
+)
+def test_moco_v3_sees_the_frames_of_videomae_and_takes_steps_enough(data, videomae):
+    """Of its table 2, all four; a batch of 1024 would be 9 steps an epoch of UCF101 and 3 of HMDB51."""
+    made, beside = load(f"moco_v3/pretrain_{data}_base_300e"), load(f"v1/pretrain_{data}_base_{videomae}")
+    for name in ("frames", "stride", "reference_fps", "size"):
+        assert made.data[name] == beside.data[name], name
+    assert made.backbone == beside.backbone
+    assert plan(made, VIDEOS[data])[0] >= 300 * 18

@@ -18,6 +18,7 @@ from tubelet.data import torchcodec
 from tubelet.data.division import train_and_test, train_and_validation
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
 from tubelet.learner import Learner
+from tubelet.methods.combined import Combined
 from tubelet.methods.supervised import Supervised
 from tubelet.train import run
 from tubelet.types import TubeletError
@@ -342,11 +343,23 @@ def test_a_learner_that_compares_clips_is_warned_of_smaller_passes(corpus, capfd
     learner = Learner()
     learner.compares_clips = True
     run.check_passes(load(corpus, "--train.batch", "8"), learner)
-    assert "compares" not in capfd.readouterr().err
+    assert "together" not in capfd.readouterr().err
     run.check_passes(load(corpus, "--train.batch", "8", "--train.micro_batch", "2"), learner)
-    assert "compares the clips of a forward pass, 2 with train.micro_batch" in " ".join(capfd.readouterr().err.split())
+    said = " ".join(capfd.readouterr().err.split())
+    assert "takes the clips of a forward pass together, 2 with train.micro_batch" in said
     with pytest.raises(TubeletError, match=r"4 at data\.repeats 4 are of one video"):
         run.check_passes(load(corpus, "--train.batch", "4", "--data.repeats", "4"), learner)
+
+
+@pytest.mark.parametrize(("seen", "strength"), [("instead", "moco"), ("instead", "none"), ("none", "moco")])
+def test_changes_of_colour_are_warned_of_where_flow_is_seen(corpus, capfd, seen, strength):
+    made = load(corpus, "--data.flow", seen)
+    manifest = Manifest([replace(video, flow=video.path) for video in run.make_manifest(made)])
+    part = {"prototypes": 4, "dim": 8, "hidden": 16, "strength": strength}
+    learner = Combined(run.make_backbone(made), {"swav": part}, len(manifest))
+    run.check(learner, run.make_clips(made, manifest, learner))
+    warned = "set learner.parts.swav.strength to none" in " ".join(capfd.readouterr().err.split())
+    assert warned == (seen == "instead" and strength == "moco")
 
 
 def test_what_a_recipe_leaves_open_is_as_the_learner_needs_it(corpus, monkeypatch):

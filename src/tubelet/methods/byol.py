@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.learner import Backbone, Learner, Now
-from tubelet.nn.heads import UNSEEN, Projector
+from tubelet.nn.heads import UNSEEN, Projector, projected
 from tubelet.nn.memory import Ema, rising
+from tubelet.nn.settings import check_share
 from tubelet.nn.views import augmented
 from tubelet.registry import register
-from tubelet.types import Batch, Output, TubeletError
+from tubelet.types import Batch, Output
 
 
 @register("byol")
@@ -30,7 +31,8 @@ class BYOL(Learner):
         momentum: share of the teacher that is kept at a step, in the beginning.
         dim: width of the vectors that are predicted.
         hidden: width of the inner layers of projector and predictor.
-        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     views = 2
@@ -42,11 +44,10 @@ class BYOL(Learner):
         momentum: float = 0.996,
         dim: int = 256,
         hidden: int = 4096,
-        strength: Literal["slowfast", "moco"] = "slowfast",
+        strength: Literal["none", "moco", "slowfast"] = "slowfast",
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise TubeletError(f"learner.momentum must be in 0..1, not {momentum:g}")
+        check_share(momentum=momentum)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, last_bias=False)
         self.predict = Projector(dim, hidden, dim)
@@ -65,19 +66,14 @@ class BYOL(Learner):
         one, other = (
             augmented(video, batch["key"], f"view {view}", self.strength) for view, video in enumerate(batch["video"])
         )
-        there = distance(self.predict(self.project(one, self)), self.seen(other))  # B
-        back = distance(self.predict(self.project(other, self)), self.seen(one))  # B
+        there = distance(self.predict(projected(one, self)), self.seen(other))  # B
+        back = distance(self.predict(projected(other, self)), self.seen(one))  # B
         return Output((there + back).mean())
 
     @torch.no_grad()
     def seen(self, video: Tensor) -> Tensor:
         """What the teacher sees: B D."""
-        return self.project(video, self.teacher)
-
-    def project(self, video: Tensor, network: nn.Module) -> Tensor:
-        """By the learner itself or by its teacher: B C T H W -> B D."""
-        backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
-        return head(backbone(video).tokens.mean(dim=1))  # B D
+        return projected(video, self.teacher)
 
     def after_step(self, now: Now) -> None:
         self.teacher.move(self.parts, rising(self.momentum, now.done))

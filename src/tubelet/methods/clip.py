@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubelet import dist, draws
+from tubelet import draws
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.pairing import recall, symmetric
 from tubelet.nn.towers import candidates, text_tower, words_of
@@ -55,7 +55,7 @@ class Clip(Learner):
         words: int = 4096,
     ) -> None:
         super().__init__()
-        if temperature < 1 / LARGEST_SCALE:
+        if not 1 / LARGEST_SCALE <= temperature < math.inf:
             raise TubeletError(f"learner.temperature must be {1 / LARGEST_SCALE:g} or more, not {temperature:g}")
         self.backbone = backbone
         self.text = text_tower(text_model, text_dim, text_depth, words)
@@ -73,8 +73,6 @@ class Clip(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         texts, said = candidates(batch["text"][0], batch["key"], 1)  # B, B 1
-        if not dist.total(said.sum()):
-            return Output(None)
         seen, read = self.embed_video(batch["video"][0]), self.embed_text(texts)  # B D each
         names = torch.tensor([draws.key("words", *words_of(text)) for text in texts], device=said.device)  # B
         loss = symmetric(seen * self.scale.exp(), read, said[:, 0], names, 1.0)

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet import draws
 from tubelet.checkpoint import load_learner
 from tubelet.learner import Backbone, Learner, Now
-from tubelet.nn.heads import Projector
+from tubelet.nn.heads import Projector, embedded
 from tubelet.nn.losses import contrast, products
 from tubelet.nn.memory import Ema, Frozen, Queue
+from tubelet.nn.settings import check_positive, check_share
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -47,8 +47,8 @@ class CoCLR(Learner):
         hidden: width of the head's inner layers.
         layers: linear maps of the head.
         temperature: the cosines are divided by it.
-        strength: how strongly views are changed in colour and sharpness: as MoCo v2 does ("moco"), as PySlowFast does
-            ("slowfast"), or not at all ("none"), which suits flow.
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     modalities = ("video", "flow")
@@ -66,14 +66,13 @@ class CoCLR(Learner):
         hidden: int = 1024,
         layers: int = 2,
         temperature: float = 0.07,
-        strength: Literal["moco", "slowfast", "none"] = "moco",
+        strength: Literal["none", "moco", "slowfast"] = "moco",
     ) -> None:
         super().__init__()
         if not 1 <= mined <= queue:
             raise TubeletError(f"learner.mined must be 1 or more and at most learner.queue, {queue}, not {mined}")
-        for name, share in (("drop_own", drop_own), ("momentum", momentum)):
-            if not 0 <= share <= 1:
-                raise TubeletError(f"learner.{name} must be in 0..1, not {share:g}")
+        check_share(drop_own=drop_own, momentum=momentum)
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.teacher = Ema(self.parts, momentum)
@@ -94,15 +93,15 @@ class CoCLR(Learner):
             augmented(video, batch["key"], f"view {view}", self.strength) for view, video in enumerate(batch["video"])
         )
         with torch.no_grad():
-            keys = encode(second, self.teacher)  # B D
-            oracle_keys = encode(batch["flow"][1], self.oracle.network)  # B E
+            keys = embedded(second, self.teacher)  # B D
+            oracle_keys = embedded(batch["flow"][1], self.oracle.network)  # B E
         self.queue.remember(keys=keys, oracle_keys=oracle_keys, group=batch["group"])
         if not self.queue.full:
             return Output(None)
         siblings = self.queue.get_buffer("group") == batch["group"][:, None]  # B K
         mined, likeness = self.mine(oracle_keys, siblings)
         own = draws.uniform(batch["key"], 1, "own key") >= self.drop_own  # B 1
-        losses = self.compare(encode(first, self), keys, own, siblings | mined)
+        losses = self.compare(embedded(first, self), keys, own, siblings | mined)
         return Output(losses.mean(), {"likeness": likeness.mean()})
 
     def mine(self, oracle_keys: Tensor, siblings: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,12 +151,6 @@ class CoCLR(Learner):
     def after_step(self, now: Now) -> None:
         self.teacher.move(self.parts)
         self.queue.push()
-
-
-def encode(video: Tensor, network: nn.Module) -> Tensor:
-    """Unit vectors by what has a backbone and a head: B C T H W -> B D."""
-    backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
-    return F.normalize(head(backbone(video).tokens.mean(dim=1)).float(), dim=1)  # B D
 
 
 def _width(head: nn.Module, backbone: Backbone) -> int:

@@ -17,6 +17,7 @@ from tubelet import draws
 from tubelet.learner import Backbone, Learner
 from tubelet.nn.affinity import copy, needs_background, neighbours, still
 from tubelet.nn.colour import to_lab, to_rgb
+from tubelet.nn.settings import check_positive
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
 
@@ -64,8 +65,7 @@ class ColourCopy(Learner):
         for name, (value, smallest) in least.items():
             if value < smallest:
                 raise TubeletError(f"learner.{name} must be {smallest} or more, not {value}")
-        if temperature <= 0:
-            raise TubeletError(f"learner.temperature must be more than 0, not {temperature:g}")
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.hidden: Literal["any", "colour"] = hidden
         self.target: Literal["lab", "quantised"] = target

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet import draws
 from tubelet.learner import Backbone, Learner
-from tubelet.nn.heads import Projector
+from tubelet.nn.heads import Projector, embedded
 from tubelet.nn.losses import nt_xent
+from tubelet.nn.settings import check_positive
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output
@@ -37,7 +37,8 @@ class CVRL(Learner):
         hidden: width of the head's inner layers.
         layers: linear maps of the head.
         temperature: the cosines are divided by it.
-        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     views = 2
@@ -52,9 +53,10 @@ class CVRL(Learner):
         hidden: int = 2048,
         layers: int = 3,
         temperature: float = 0.1,
-        strength: Literal["slowfast", "moco"] = "slowfast",
+        strength: Literal["none", "moco", "slowfast"] = "slowfast",
     ) -> None:
         super().__init__()
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.view_times = times
@@ -65,16 +67,12 @@ class CVRL(Learner):
         videos = [
             augmented(video, keys, f"view {view}", self.strength) for view, video in enumerate(batch["video"])
         ]
-        one, other = (self.encode(video) for video in videos)  # B D each
+        one, other = (embedded(video, self) for video in videos)  # B D each
         disturbed = None
         if self.negatives != "videos":
             clips = [self.reordered(video, keys, f"order {view}") for view, video in enumerate(videos)]
-            disturbed = torch.cat([self.encode(clip) for clip in clips])  # 2B D
+            disturbed = torch.cat([embedded(clip, self) for clip in clips])  # 2B D
         return Output(nt_xent(one, other, batch["id"], self.temperature, disturbed).mean())
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Unit vectors: B C T H W -> B D."""
-        return F.normalize(self.head(self.backbone(video).tokens.mean(dim=1)), dim=1)  # B D
 
     def reordered(self, video: Tensor, keys: Tensor, stream: str) -> Tensor:
         """The same frames backwards, or in an order that is drawn for each clip: B C T H W."""

@@ -36,7 +36,8 @@ class DeepCluster(Learner):
         clusters: K. More than the classes that one hopes for: published 10 times as many.
         every: epochs from one clustering to the next.
         components: principal components of the features that are clustered.
-        strength: how clips are changed in colour and sharpness: a word of `nn.views.STRENGTHS`, or "none".
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     assignment: Tensor
@@ -85,9 +86,7 @@ class DeepCluster(Learner):
     def forward(self, batch: Batch, phase: str) -> Output:
         if not self.weight.any():
             return Output(None)
-        (video,) = batch["video"]  # B C T H W
-        if self.strength != "none":
-            video = augmented(video, batch["key"], "deepcluster", self.strength)
+        video = augmented(batch["video"][0], batch["key"], "deepcluster", self.strength)  # B C T H W
         logits = self.classifier(self.backbone(video).tokens.mean(dim=1)).float()  # B K
         cluster = self.assignment[batch["id"]]  # B
         known = cluster >= 0

@@ -13,6 +13,7 @@ from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.cluster import kmeans
 from tubelet.nn.losses import contrast, products
 from tubelet.nn.memory import Bank
+from tubelet.nn.settings import check_positive
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -41,7 +42,8 @@ class LocalAggregation(Learner):
         temperature: of the softmax.
         momentum: how much of a video's old embedding is kept when it comes again.
         instance_epochs: epochs of instance recognition, before there are clusters.
-        strength: how clips are changed in colour and sharpness: a word of `nn.views.STRENGTHS`, or "none".
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     clusters: Tensor
@@ -65,8 +67,7 @@ class LocalAggregation(Learner):
             raise TubeletError(f"learner.clusters must each be in 2..{videos}, the number of videos, not {told}")
         if neighbours < 2:
             raise TubeletError(f"learner.neighbours must be 2 or more, not {neighbours}")
-        if temperature <= 0:
-            raise TubeletError(f"learner.temperature must be more than 0, not {temperature:g}")
+        check_positive(temperature=temperature)
         if not 0 <= momentum < 1:
             raise TubeletError(f"learner.momentum must be in 0..1 (1 excluded), not {momentum:g}")
         self.backbone = backbone
@@ -86,9 +87,7 @@ class LocalAggregation(Learner):
                 self.clusters[number] = kmeans(self.bank.values, count, seed)[1]
 
     def forward(self, batch: Batch, phase: str) -> Output:
-        (video,) = batch["video"]  # B C T H W
-        if self.strength != "none":
-            video = augmented(video, batch["key"], "local aggregation", self.strength)
+        video = augmented(batch["video"][0], batch["key"], "local aggregation", self.strength)  # B C T H W
         embedding = F.normalize(self.enter(self.backbone(video).tokens.mean(dim=1)).float(), dim=1)  # B D
         self.bank.remember(batch["id"], embedding)
         close, background = self.close(batch["id"]), self.background(embedding, batch["id"])  # B N

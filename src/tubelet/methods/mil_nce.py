@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from tubelet import dist
 from tubelet.learner import Backbone, Learner
 from tubelet.nn import pairing
 from tubelet.nn.towers import candidates, text_tower
@@ -58,9 +57,7 @@ class MilNce(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         texts, said = candidates(batch["text"][0], batch["key"], self.candidates)  # BP, B P
-        if not dist.total(said.sum()):
-            return Output(None)
         seen = self.video_head(self.backbone(batch["video"][0]).tokens.mean(dim=1))  # B D
         read = self.text_head(self.text(texts)).unflatten(0, said.shape)  # B P D
-        loss = pairing.mil_nce(seen, read, said)
+        loss = pairing.mil_nce(seen, read, said, batch["id"])
         return Output(loss, {"recall": pairing.recall(seen, read, said, batch["id"])})

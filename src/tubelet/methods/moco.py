@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.learner import Backbone, Learner, Now
-from tubelet.nn.heads import Projector
+from tubelet.nn.heads import Projector, embedded
 from tubelet.nn.losses import contrast
 from tubelet.nn.memory import Ema, Queue, rising
+from tubelet.nn.settings import check_positive, check_share
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -39,8 +39,8 @@ class MoCo(Learner):
         hidden: width of the head's inner layers.
         layers: linear maps of the head.
         temperature: the cosines are divided by it.
-        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast"), MoCo v2 ("moco"), or
-            not at all ("none"), which suits flow.
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class MoCo(Learner):
         hidden: int = 2048,
         layers: int = 3,
         temperature: float = 0.1,
-        strength: Literal["slowfast", "moco", "none"] = "slowfast",
+        strength: Literal["none", "moco", "slowfast"] = "slowfast",
     ) -> None:
         super().__init__()
         if clips < 2:
             raise TubeletError(f"learner.clips must be 2 or more, as clips of a video are compared, not {clips}")
         if queue < 1:
             raise TubeletError(f"learner.queue must be 1 or more, not {queue}")
-        if not 0 <= momentum <= 1:
-            raise TubeletError(f"learner.momentum must be in 0..1, not {momentum:g}")
+        check_share(momentum=momentum)
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.teacher = Ema(self.parts, momentum)
@@ -78,17 +78,12 @@ class MoCo(Learner):
             augmented(video, batch["key"], f"view {view}", self.strength) for view, video in enumerate(batch["video"])
         ]
         with torch.no_grad():
-            keys = torch.stack([self.encode(video, self.teacher) for video in videos], dim=1)  # B V D
+            keys = torch.stack([embedded(video, self.teacher) for video in videos], dim=1)  # B V D
         self.queue.remember(keys=keys.flatten(0, 1), video=batch["id"].repeat_interleave(self.views))
         if not self.queue.full:
             return Output(None)
-        losses = [self.compare(self.encode(video, self), view, keys, batch["id"]) for view, video in enumerate(videos)]
+        losses = [self.compare(embedded(video, self), view, keys, batch["id"]) for view, video in enumerate(videos)]
         return Output(torch.cat(losses).mean())
-
-    def encode(self, video: Tensor, network: nn.Module) -> Tensor:
-        """Unit vectors by the learner itself or by its teacher: B C T H W -> B D."""
-        backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
-        return F.normalize(head(backbone(video).tokens.mean(dim=1)), dim=1)  # B D
 
     def compare(self, queries: Tensor, view: int, keys: Tensor, ids: Tensor) -> Tensor:
         """InfoNCE of one view's queries (B D) with the keys of their other views (B V D) and the queue: B."""

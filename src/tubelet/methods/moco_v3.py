@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet import dist
 from tubelet.learner import Backbone, Learner, Now
-from tubelet.nn.heads import UNSEEN, Projector
+from tubelet.nn.heads import UNSEEN, Projector, projected
 from tubelet.nn.losses import contrast
 from tubelet.nn.memory import Ema, rising
+from tubelet.nn.settings import check_positive, check_share
 from tubelet.nn.views import augmented
 from tubelet.registry import register
-from tubelet.types import Batch, Output, TubeletError
+from tubelet.types import Batch, Output
 
 
 @register("moco_v3")
@@ -36,6 +39,8 @@ class MoCoV3(Learner):
         dim: width of the vectors that are compared.
         hidden: width of the inner layers of projector (three linear maps) and predictor (two).
         freeze_patches: the embedding of patches is not trained.
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, or by the two
+            rules of BYOL and MoCo v3 ("byol").
     """
 
     views = 2
@@ -49,17 +54,18 @@ class MoCoV3(Learner):
         dim: int = 256,
         hidden: int = 4096,
         freeze_patches: bool = True,
+        strength: Literal["none", "byol"] = "byol",
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise TubeletError(f"learner.momentum must be in 0..1, not {momentum:g}")
+        check_share(momentum=momentum)
+        check_positive(temperature=temperature)
         if freeze_patches:
             backbone.get_submodule("embed").requires_grad_(False)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers=3, last_norm=True)
         self.predict = Projector(dim, hidden, dim, last_norm=True)
         self.teacher = Ema(self.parts, momentum)
-        self.momentum, self.temperature = momentum, temperature
+        self.momentum, self.temperature, self.strength = momentum, temperature, strength
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -71,18 +77,14 @@ class MoCoV3(Learner):
 
     def forward(self, batch: Batch, phase: str) -> Output:
         one, other = batch["video"]
-        one = augmented(one, batch["key"], "first", "byol, first")
-        other = augmented(other, batch["key"], "second", "byol, second")
-        queries = [self.predict(self.project(video, self)) for video in (one, other)]  # B D each
+        if self.strength == "byol":
+            one = augmented(one, batch["key"], "first", "byol, first")
+            other = augmented(other, batch["key"], "second", "byol, second")
+        queries = [self.predict(projected(video, self)) for video in (one, other)]  # B D each
         with torch.no_grad():
-            keys = [self.project(video, self.teacher) for video in (one, other)]  # B D each
+            keys = [projected(video, self.teacher) for video in (one, other)]  # B D each
         ids = batch["id"]
         return Output(self.compare(queries[0], keys[1], ids) + self.compare(queries[1], keys[0], ids))
-
-    def project(self, video: Tensor, network: nn.Module) -> Tensor:
-        """By the learner itself or by its teacher: B C T H W -> B D."""
-        backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
-        return head(backbone(video).tokens.mean(dim=1))  # B D
 
     def compare(self, queries: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
         """``2 temperature`` times the InfoNCE of queries with the keys of all processes, B D each.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tubelet import draws
 from tubelet.learner import Backbone, Learner
 from tubelet.nn.affinity import needs_background, still, transition
+from tubelet.nn.settings import check_positive
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
 
@@ -65,8 +66,7 @@ class RandomWalk(Learner):
         needs_background(backbone, "random_walk")
         if not 0 <= edge_dropout < 1:
             raise TubeletError(f"learner.edge_dropout must be in 0..1 (1 excluded), not {edge_dropout:g}")
-        if temperature <= 0:
-            raise TubeletError(f"learner.temperature must be more than 0, not {temperature:g}")
+        check_positive(temperature=temperature)
         if shift < 0:
             raise TubeletError(f"learner.shift must be 0 or more, not {shift}")
         patch = backbone.config["patch"]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from tubelet.learner import Backbone, Learner
-from tubelet.nn.heads import Projector
+from tubelet.nn.heads import Projector, embedded
 from tubelet.nn.losses import nt_xent
+from tubelet.nn.settings import check_positive
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output
@@ -30,7 +28,8 @@ class SimCLR(Learner):
         hidden: width of the head's inner layers.
         layers: linear maps of the head.
         temperature: the cosines are divided by it.
-        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     views = 2
@@ -44,20 +43,17 @@ class SimCLR(Learner):
         hidden: int = 2048,
         layers: int = 3,
         temperature: float = 0.1,
-        strength: Literal["slowfast", "moco"] = "slowfast",
+        strength: Literal["none", "moco", "slowfast"] = "slowfast",
     ) -> None:
         super().__init__()
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, layers, norm=False)
         self.temperature, self.strength = temperature, strength
 
     def forward(self, batch: Batch, phase: str) -> Output:
         one, other = (
-            self.encode(augmented(video, batch["key"], f"view {view}", self.strength))
+            embedded(augmented(video, batch["key"], f"view {view}", self.strength), self)
             for view, video in enumerate(batch["video"])
         )  # B D each
         return Output(nt_xent(one, other, batch["id"], self.temperature).mean())
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Unit vectors: B C T H W -> B D."""
-        return F.normalize(self.head(self.backbone(video).tokens.mean(dim=1)), dim=1)  # B D

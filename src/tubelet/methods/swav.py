@@ -13,6 +13,7 @@ from tubelet.nn.cluster import sinkhorn
 from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.losses import products
 from tubelet.nn.memory import Queue
+from tubelet.nn.settings import check_positive
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -42,7 +43,8 @@ class SwAV(Learner):
         queue: clips of earlier batches that codes are made with, for batches that are small beside the prototypes
             (published 3840); 0 = none. It is used once it is full.
         queue_epochs: epochs before the queue begins.
-        strength: how views are changed in colour and sharpness: a word of `nn.views.STRENGTHS`, or "none".
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     views = 2
@@ -63,9 +65,9 @@ class SwAV(Learner):
         strength: Literal["none", "moco", "slowfast"] = "slowfast",
     ) -> None:
         super().__init__()
-        for name, value in {"temperature": temperature, "epsilon": epsilon}.items():
-            if value <= 0:
-                raise TubeletError(f"learner.{name} must be more than 0, not {value:g}")
+        check_positive(temperature=temperature, epsilon=epsilon)
+        if queue < 0:
+            raise TubeletError(f"learner.queue must be 0 (none) or more, not {queue}")
         for name, value in {"prototypes": prototypes, "iterations": iterations}.items():
             if value < 1:
                 raise TubeletError(f"learner.{name} must be 1 or more, not {value}")
@@ -97,8 +99,7 @@ class SwAV(Learner):
 
     def encode(self, video: Tensor, keys: Tensor, stream: str) -> Tensor:
         """The unit vector of a view: B C T H W -> B D float32."""
-        if self.strength != "none":
-            video = augmented(video, keys, stream, self.strength)
+        video = augmented(video, keys, stream, self.strength)
         return F.normalize(self.project(self.backbone(video).tokens.mean(dim=1)).float(), dim=1)  # B D
 
     def code(self, scores: Tensor, column: str) -> Tensor:

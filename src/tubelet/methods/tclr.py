@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tubelet.learner import Backbone, Learner
 from tubelet.nn.heads import UNSEEN, Projector
 from tubelet.nn.losses import contrast, nt_xent
+from tubelet.nn.settings import check_positive
 from tubelet.nn.views import augmented
 from tubelet.registry import register
 from tubelet.types import Batch, Output, TubeletError
@@ -45,7 +46,8 @@ class TCLR(Learner):
         dim: width of the vectors that are compared.
         hidden: width of the head's inner layer.
         temperature: the cosines are divided by it.
-        strength: how much views change in colour and sharpness: as PySlowFast has it ("slowfast") or MoCo v2 ("moco").
+        strength: how views are changed in colour and sharpness: not at all ("none"), which flow needs, as by MoCo v2
+            ("moco") or by PySlowFast ("slowfast").
     """
 
     views = 2
@@ -59,11 +61,12 @@ class TCLR(Learner):
         dim: int = 128,
         hidden: int = 512,
         temperature: float = 0.1,
-        strength: Literal["slowfast", "moco"] = "moco",
+        strength: Literal["none", "moco", "slowfast"] = "moco",
     ) -> None:
         super().__init__()
         if parts < 2:
             raise TubeletError(f"learner.parts must be 2 or more, as they are told apart, not {parts}")
+        check_positive(temperature=temperature)
         self.backbone = backbone
         self.head = Projector(backbone.dim, hidden, dim, last_norm=True)
         self.density = parts
@@ -86,11 +89,13 @@ class TCLR(Learner):
 
     def encode(self, video: Tensor) -> Encoded:
         """B C T*P H W -> the vectors of its whole, of the slices of that and of its parts."""
-        tokens, grid = self.backbone(video[:, :, :: self.density])  # B N D
-        if grid[0] % self.density:
+        whole = video[:, :, :: self.density]
+        times = self.backbone.grid(*whole.shape[2:])[0]
+        if times % self.density:
             raise TubeletError(
-                f"learner.parts ({self.density}) must divide the clip's {grid[0]} tokens along time: change data.frames"
+                f"learner.parts ({self.density}) must divide the clip's {times} tokens along time: change data.frames"
             )
+        tokens = self.backbone(whole).tokens  # B N D
         slices = tokens.unflatten(1, (self.density, -1)).mean(dim=2)  # B P D
         clips = video.unflatten(2, (self.density, -1)).transpose(1, 2).flatten(0, 1)  # B*P C T H W
         parts = self.backbone(clips).tokens.mean(dim=1).unflatten(0, (-1, self.density))  # B P D

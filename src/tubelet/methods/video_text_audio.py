@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubelet import dist
 from tubelet.learner import Backbone, Learner
 from tubelet.nn.heads import Projector
 from tubelet.nn.pairing import mil_nce, recall, symmetric
+from tubelet.nn.settings import check_positive
 from tubelet.nn.towers import audio_tower, candidates, text_tower
 from tubelet.registry import register
-from tubelet.types import Batch, Output, TubeletError
+from tubelet.types import Batch, Output
 
 
 @register("video_text_audio")
@@ -63,9 +63,7 @@ class VideoTextAudio(Learner):
         audio_rate: int = 16000,
     ) -> None:
         super().__init__()
-        for name, value in {"temperature": temperature, "candidates": candidates}.items():
-            if value <= 0:
-                raise TubeletError(f"learner.{name} must be above 0, not {value:g}")
+        check_positive(temperature=temperature, candidates=candidates)
         self.temperature, self.text_weight, self.candidates = temperature, text_weight, candidates
         self.audio_rate = audio_rate
         self.backbone = backbone
@@ -79,14 +77,12 @@ class VideoTextAudio(Learner):
     def forward(self, batch: Batch, phase: str) -> Output:
         heard = batch["audio_present"]  # B
         texts, said = candidates(batch["text"][0], batch["key"], self.candidates)  # BP, B P
-        if not dist.total(heard.sum() + said.sum()):
-            return Output(None)
         video = self.video_head(self.backbone(batch["video"][0]).tokens.mean(dim=1))  # B fine
         seen, coarse = unit(video), unit(self.coarse_head(video))  # B fine, B coarse
         sound = unit(self.audio_head(self.audio(batch["audio"][0])))  # B fine
         words = unit(self.text_head(self.text(texts))).unflatten(0, said.shape)  # B P coarse
         with_sound = symmetric(seen, sound, heard, batch["id"], self.temperature)
-        with_words = mil_nce(coarse, words, said, self.temperature)
+        with_words = mil_nce(coarse, words, said, batch["id"], self.temperature)
         found: dict[str, float | Tensor] = {
             "audio_loss": with_sound.detach(), "text_loss": with_words.detach(),
             "audio_recall": recall(seen, sound[:, None], heard[:, None], batch["id"]),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubelet import dist, draws
+from tubelet import draws
 from tubelet.learner import Backbone, Learner, Now
 from tubelet.nn.cluster import encode_all, kmeans, whitened
 from tubelet.nn.heads import restart
@@ -41,6 +41,7 @@ class Xdc(Learner):
     """
 
     modalities = ("video", "audio")
+    compares_clips = True  # its loss is the mean over those that have sound
     seen: Tensor
     """N int64: the cluster of each video's pictures, by its `id`; -1 where there is none."""
     heard: Tensor
@@ -99,9 +100,9 @@ class Xdc(Learner):
                 assignment[there] = kmeans(found, min(self.clusters, len(found)), seed=now.epoch)[1]
 
     def forward(self, batch: Batch, phase: str) -> Output:
-        ids, present = batch["id"], batch["audio_present"] & (self.heard[batch["id"]] >= 0)
-        if not dist.total(present.sum()):
+        if (self.heard < 0).all():
             return Output(None)
+        ids, present = batch["id"], batch["audio_present"] & (self.heard[batch["id"]] >= 0)
         video = self.video_head(self.backbone(batch["video"][0]).tokens.mean(dim=1)).float()  # B K
         sound = self.audio_head(self.audio(batch["audio"][0])).float()  # B K
         seen, heard = self.seen[ids][present], self.heard[ids][present]

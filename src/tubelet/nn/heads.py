@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -91,3 +92,14 @@ def restart(parameter: Tensor, values: Tensor) -> None:
     if isinstance(parameter, DTensor):
         values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
     parameter.copy_(values)
+
+
+def projected(video: Tensor, network: nn.Module) -> Tensor:
+    """By what has a `backbone` and a `head`, such as a learner or its teacher: B C T H W -> B D."""
+    backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
+    return head(backbone(video).tokens.mean(dim=1))  # B D
+
+
+def embedded(video: Tensor, network: nn.Module) -> Tensor:
+    """The unit vectors of that: B C T H W -> B D float32."""
+    return F.normalize(projected(video, network).float(), dim=1)  # B D

@@ -137,16 +137,26 @@ class Bank(nn.Module):
 
     values: Tensor
     """N D."""
+    known: Tensor
+    """N bool: videos that have been entered; the others are as random as in the beginning."""
 
     def __init__(self, size: int, dim: int, momentum: float = 0.5) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("values", F.normalize(torch.randn(size, dim), dim=1))
-        self._remembered: list[tuple[Tensor, Tensor]] = []
+        self.register_buffer("known", torch.zeros(size, dtype=torch.bool))
+        self._remembered: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def remember(self, ids: Tensor, values: Tensor) -> None:
-        """What videos of this process are now, for the next `push`: B int64 and B D."""
-        self._remembered.append((ids, values.detach().float()))
+    def remember(self, ids: Tensor, values: Tensor, present: Tensor | None = None) -> None:
+        """What videos of this process are now, for the next `push`.
+
+        Args:
+            ids: B int64.
+            values: B D.
+            present: B bool: which of them are anything; None = all.
+        """
+        present = torch.ones_like(ids, dtype=torch.bool) if present is None else present
+        self._remembered.append((ids, values.detach().float(), present))
 
     def forget(self) -> None:
         self._remembered.clear()
@@ -156,11 +166,12 @@ class Bank(nn.Module):
         """bank = normalise(momentum * bank + (1 - momentum) * value); of clips of one video the last counts."""
         if not self._remembered:
             return
-        ids, values = (dist.gather_rows(torch.cat(parts)) for parts in zip(*self._remembered, strict=True))
-        ids, values = ids.to(self.values.device), values.to(self.values.device)
+        columns = zip(*self._remembered, strict=True)
+        ids, values, present = (dist.gather_rows(torch.cat(parts)).to(self.values.device) for parts in columns)
+        ids, values = ids[present], values[present]
         last = {video: row for row, video in enumerate(ids.tolist())}
         ids, values = ids[list(last.values())], values[list(last.values())]
         mixed = self.momentum * self.values[ids] + (1 - self.momentum) * F.normalize(values, dim=1)
         self.values[ids] = F.normalize(mixed, dim=1)
+        self.known[ids] = True
         self.forget()
-

@@ -2,7 +2,7 @@
 
 The other clips of the batch, over all processes, are what a clip is told from. A clip of which one side is missing
 takes no part: it has no loss, it is not among the negatives, and no gradient reaches it. Where nobody is left the loss
-is zero.
+is zero, and so is its gradient for every weight.
 """
 
 from __future__ import annotations
@@ -47,25 +47,27 @@ def symmetric(one: Tensor, other: Tensor, present: Tensor, names: Tensor, temper
     return mean_present((losses[0] + losses[1]) / 2, present)
 
 
-def mil_nce(video: Tensor, texts: Tensor, said: Tensor, temperature: float = 1.0) -> Tensor:
+def mil_nce(video: Tensor, texts: Tensor, said: Tensor, names: Tensor, temperature: float = 1.0) -> Tensor:
     """MIL-NCE (Miech et al. 2020, equation 1): of a clip's candidate captions one that fits is enough.
 
-    The negatives of a clip are the other clips' captions for it, and its captions for the other clips. (The published
-    code has the positives among them a second time.)
+    The negatives of a clip are the other clips' captions for it, and its captions for the other clips, but for those of
+    clips of its name. (The published code has the positives among them a second time.)
 
     Args:
         video: B D, normalised by the caller where similarity is a cosine.
         texts: B P D: the candidates.
         said: B P bool: which of them there are.
+        names: B int64: what a clip is called.
     """
     present = said.any(dim=1)  # B
     videos, captions, spoken = (dist.gather_rows(rows) for rows in (video, texts, said))  # K D, K P D, K P
     own = dist.own_part(torch.eye(len(videos), dtype=torch.bool, device=video.device))[present]  # B K
+    other = names[present][:, None] != dist.gather_rows(names)  # B K
     per_clip = (-1, captions.shape[1])
     of_clip = products(video[present], captions.flatten(0, 1)).unflatten(1, per_clip) / temperature  # B K P
     of_words = products(texts[present].flatten(0, 1), videos).unflatten(0, per_clip).mT / temperature  # B K P
-    of_clip = of_clip.masked_fill(~spoken, -torch.inf)
-    wanted = said[present][:, None] & spoken.any(dim=1)[:, None] & ~own[..., None]  # B K P: negatives of the words
+    of_clip = of_clip.masked_fill(~(spoken & (own | other)[..., None]), -torch.inf)
+    wanted = said[present][:, None] & (spoken.any(dim=1) & other)[..., None]  # B K P: negatives of the words
     of_words = of_words.masked_fill(~wanted, -torch.inf)
     right = of_clip.masked_fill(~own[..., None], -torch.inf).flatten(1).logsumexp(dim=1)  # B
     everything = torch.cat([of_clip, of_words], dim=2).flatten(1).logsumexp(dim=1)  # B

@@ -56,12 +56,13 @@ class TextTower(Tower):
 
     def __init__(self, dim: int = 128, depth: int = 2, words: int = 4096, length: int = 24) -> None:
         super().__init__()
+        if words < 2:
+            raise TubeletError(f"learner.words must be 2 or more, as row 0 is of no word, not {words}")
         self.dim, self.length = dim, length
         self.embed = nn.Embedding(words, dim)
         nn.init.normal_(self.embed.weight, std=0.02 if depth else 1.0)
         self.place = Positions("flat", dim)
-        self.blocks = nn.ModuleList(Block(dim, max(1, dim // 64)) for _ in range(depth))
-        self.blocks.apply(start_weights)
+        self.blocks = _blocks("text", dim, depth)
         self.norm = nn.LayerNorm(dim, eps=1e-6) if depth else nn.Identity()
         self.into = nn.Linear(dim, dim)
 
@@ -133,8 +134,7 @@ class AudioTower(Tower):
         )
         self.bands = nn.Conv2d(dim, dim, (bins // 8, 1))
         self.place = Positions("flat", dim)
-        self.blocks = nn.ModuleList(Block(dim, max(1, dim // 64)) for _ in range(depth))
-        self.blocks.apply(start_weights)
+        self.blocks = _blocks("audio", dim, depth)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -201,6 +201,15 @@ class PretrainedAudio(Tower):
         with torch.no_grad():
             tokens = self.encoder.network(**given.to(waveform.device)).last_hidden_state  # B T D
         return tokens.mean(dim=1)  # B D
+
+
+def _blocks(kind: str, dim: int, depth: int) -> nn.ModuleList:
+    """Of the tower of a kind, with a head for each 64 of the width."""
+    heads = max(1, dim // 64)
+    if dim < 4 or (depth and dim % heads):
+        raise TubeletError(f"learner.{kind}_dim must be in 4..127 or a multiple of 64, not {dim}")
+    blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+    return blocks.apply(start_weights)
 
 
 def _encoder(model: str) -> tuple[Frozen, int]:

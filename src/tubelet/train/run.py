@@ -336,6 +336,13 @@ def check(learner: Learner, clips: Clips) -> None:
             f"{type(learner).__name__} takes {clips.density} frames in each data.stride of {stride}: {slow} shows some "
             f"frames several times in a row. Set data.stride to {clips.density} or more"
         )
+    if "flow" in clips.clip:  # it is what the backbone sees
+        for name, part in learner.named_modules(prefix="learner"):  # those of `combined` too
+            if getattr(part, "strength", "none") != "none":
+                warn(
+                    f"{name}.strength changes colours, which with data.flow {clips.flow} are directions and lengths of "
+                    f"motion: set {name}.strength to none"
+                )
 
 
 def check_passes(recipe: Recipe, learner: Learner) -> None:
@@ -354,11 +361,11 @@ def check_passes(recipe: Recipe, learner: Learner) -> None:
     together = in_a_pass * dist.world_size()
     if learner.compares_clips and together <= repeats:
         raise TubeletError(
-            f"{recipe.learner['name']} compares the clips of a forward pass, and {together} at data.repeats {repeats} "
-            "are of one video: raise train.batch or train.micro_batch"
+            f"{recipe.learner['name']} takes the clips of a forward pass together, and {together} at data.repeats "
+            f"{repeats} are of one video: raise train.batch or train.micro_batch"
         )
     if learner.compares_clips and in_a_pass < share:
         warn(
-            f"{recipe.learner['name']} compares the clips of a forward pass, {together} with "
+            f"{recipe.learner['name']} takes the clips of a forward pass together, {together} with "
             f"train.micro_batch instead of train.batch {recipe.train['batch']}: the loss is another one"
         )
