@@ -25,13 +25,13 @@ def compare(corpus, tmp_path):
 
 
 def test_methods_get_one_budget_and_are_judged_alike(compare, tmp_path):
-    words = ["--learners", "videomae", "moco", "--clips", "48", "--seeds", "0", "1", "--tasks", "knn", "retrieval"]
+    words = ["--learners", "videomae", "simclr", "--clips", "48", "--seeds", "0", "1", "--tasks", "knn", "retrieval"]
     words += ["--learner.init", "none"]
     assert compare(*words) == 0
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     untrained, masked, contrastive = found["rows"]
-    assert [row["name"] for row in found["rows"]] == ["not pre-trained", "videomae", "moco"]
-    assert (masked["steps"], contrastive["steps"], untrained["steps"]) == (12, 6, 0)  # moco takes two views
+    assert [row["name"] for row in found["rows"]] == ["not pre-trained", "videomae", "simclr"]
+    assert (masked["steps"], contrastive["steps"], untrained["steps"]) == (12, 6, 0)  # simclr takes two views
     assert masked["clips"] == contrastive["clips"] == 48 and masked["epochs"] == 2 * contrastive["epochs"]
     assert found["columns"] == ["knn", "retrieval recall@1", "retrieval recall@5"]
     assert all(len(row["values"][column]) == 2 for row in found["rows"] for column in found["columns"])
@@ -100,7 +100,7 @@ def test_numbers_have_their_names_and_methods_their_own_network_untrained(compar
 
     drawn, real = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **how: (drawn.append(self), real(self, *args, **how))[1])
-    words = ["--learners", "jigsaw", "moco", "xdc", "videomae", "moco", "--clips", "8", "--seeds", "0"]
+    words = ["--learners", "jigsaw", "simclr", "xdc", "videomae", "simclr", "--clips", "8", "--seeds", "0"]
     words += ["--tasks", "retrieval", "knn", "--retrieval.ks", "[7,2]"]
     assert compare(*words) == 1
     told = capfd.readouterr().err
@@ -108,7 +108,7 @@ def test_numbers_have_their_names_and_methods_their_own_network_untrained(compar
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     remove, keep = "not pre-trained", "not pre-trained, background keep"
     assert [(row["name"], row["untrained"]) for row in found["rows"]] == [
-        (remove, remove), ("moco", remove), ("xdc", remove), ("videomae", remove), (keep, remove), ("jigsaw", keep),
+        (remove, remove), ("simclr", remove), ("xdc", remove), ("videomae", remove), (keep, remove), ("jigsaw", keep),
     ]  # fmt: skip
     assert found["numbers"] == {"retrieval recall@2": "recall@2", "retrieval recall@7": "recall@7", "knn": "top1"}
     failed = found["rows"][2]
@@ -132,10 +132,10 @@ def test_a_chain_is_a_row_of_all_its_links_and_other_tables_are_not_overwritten(
     words += ["--tasks", "knn", "--seeds", "0", "--learner.queue", "8"]
     assert cli.main([*words, "--learners", "coclr", "--clips", "39"]) == 2
     assert "--clips must be 40 or more, not 39: a step of coclr takes" in capfd.readouterr().err
-    assert cli.main([*words, "--learners", "coclr", "--clips", "80"]) == 0
+    assert cli.main([*words, "--learners", "coclr", "--clips", "160"]) == 0
     table = tmp_path / "out" / "comparison.json"
     written, (_, row) = table.read_text(), json.loads(table.read_text())["rows"]
-    assert (row["name"], row["steps"], row["clips"]) == ("coclr", 10, 80) and row["values"]["knn"] and not row["errors"]
+    assert (row["name"], row["steps"], row["clips"]) == ("coclr", 20, 160) and row["values"]["knn"] and not row["errors"]
     home = tmp_path / "out" / "runs" / row["runs"]["0"]
     assert len([path for path in home.iterdir() if (path / "backbone.safetensors").is_file()]) == 5
     assert json.loads(home.with_suffix(".json").read_text())["encoder"].keys() == {"steps", "seconds"}
@@ -143,7 +143,7 @@ def test_a_chain_is_a_row_of_all_its_links_and_other_tables_are_not_overwritten(
         assert cli.main([*words, *other]) == 1
         assert "has another comparison, whose 'coclr' would be lost" in capfd.readouterr().err
     assert table.read_text() == written
-    assert cli.main([*words, "--learners", "moco", "coclr", "--clips", "80", "--report"]) == 0
+    assert cli.main([*words, "--learners", "moco", "coclr", "--clips", "160", "--report"]) == 0
     assert [row["name"] for row in json.loads(table.read_text())["rows"]] == ["not pre-trained", "moco", "coclr"]
 
 
@@ -171,13 +171,13 @@ def test_several_processes_are_refused(command, monkeypatch, capfd):
     ("words", "message"),
     [
         (["--learners", "videomea"], "no learner to compare is called 'videomea'; did you mean 'videomae'?"),
-        (["--learners", "videomae", "moco", "--clips", "7"], "--clips must be 8 or more, not 7: a step of moco takes"),
+        (["--learners", "videomae", "simclr", "--clips", "7"], "--clips must be 8 or more, not 7: a step of simclr takes"),
         (["--learners", "videomae", "--train.length", "9 steps"], "compare takes no --train.length: --clips"),
         (["--learners", "coclr", "--flow.train.length=9 steps"], "compare takes no --train.length: --clips"),
         (["--learners", "videomae", "--seed", "1"], "compare takes no --seed: --seeds"),
         (["--learners", "videomae", "--name", "mine"], "compare takes no --name: "),
         (["--learners", "videomae", "--seeds", "0", "-1"], "--seeds must be 0 or more, not -1"),
-        (["--learners", "videomae", "moco", "--learner.ratio", "0.5"], "moco: unknown option --learner.ratio"),
+        (["--learners", "videomae", "simclr", "--learner.ratio", "0.5"], "simclr: unknown option --learner.ratio"),
         (["--learners", "videomae", "--tasks", "classify"], "--tasks classify is of classifiers as they are"),
         (["--learners", "videomae", "--only", "moko"], "has no row 'moko'"),
         (["--learners", "videomae", "--report"], "nothing of these rows to report"),

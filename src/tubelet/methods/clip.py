@@ -61,7 +61,8 @@ class Clip(Learner):
         self.text = text_tower(text_model, text_dim, text_depth, words)
         self.video_head = nn.Linear(backbone.dim, dim, bias=False)
         self.text_head = nn.Linear(self.text.dim, dim, bias=False)
-        self.scale = nn.Parameter(torch.tensor(-math.log(temperature)))  # of the cosines, its logarithm
+        # of the cosines, its logarithm; not a scalar, which could not be sharded
+        self.scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
 
     def embed_text(self, texts: list[str]) -> Tensor:
         """Unit vectors in the common space, B D."""
@@ -77,7 +78,7 @@ class Clip(Learner):
         names = torch.tensor([draws.key("words", *words_of(text)) for text in texts], device=said.device)  # B
         loss = symmetric(seen * self.scale.exp(), read, said[:, 0], names, 1.0)
         found = recall(seen, read[:, None], said, names)
-        return Output(loss, {"recall": found, "temperature": (-self.scale.detach()).exp()})
+        return Output(loss, {"recall": found, "temperature": (-self.scale.detach()).exp()[0]})
 
     def after_step(self, now: Now) -> None:
         with torch.no_grad():
