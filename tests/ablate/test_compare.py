@@ -135,7 +135,8 @@ def test_a_chain_is_a_row_of_all_its_links_and_other_tables_are_not_overwritten(
     assert cli.main([*words, "--learners", "coclr", "--clips", "160"]) == 0
     table = tmp_path / "out" / "comparison.json"
     written, (_, row) = table.read_text(), json.loads(table.read_text())["rows"]
-    assert (row["name"], row["steps"], row["clips"]) == ("coclr", 20, 160) and row["values"]["knn"] and not row["errors"]
+    assert (row["name"], row["steps"], row["clips"]) == ("coclr", 20, 160)
+    assert row["values"]["knn"] and not row["errors"]
     home = tmp_path / "out" / "runs" / row["runs"]["0"]
     assert len([path for path in home.iterdir() if (path / "backbone.safetensors").is_file()]) == 5
     assert json.loads(home.with_suffix(".json").read_text())["encoder"].keys() == {"steps", "seconds"}
@@ -171,7 +172,7 @@ def test_several_processes_are_refused(command, monkeypatch, capfd):
     ("words", "message"),
     [
         (["--learners", "videomea"], "no learner to compare is called 'videomea'; did you mean 'videomae'?"),
-        (["--learners", "videomae", "simclr", "--clips", "7"], "--clips must be 8 or more, not 7: a step of simclr takes"),
+        (["--learners", "videomae", "simclr", "--clips", "7"], "--clips must be 8 or more, not 7: a step of simclr"),
         (["--learners", "videomae", "--train.length", "9 steps"], "compare takes no --train.length: --clips"),
         (["--learners", "coclr", "--flow.train.length=9 steps"], "compare takes no --train.length: --clips"),
         (["--learners", "videomae", "--seed", "1"], "compare takes no --seed: --seeds"),

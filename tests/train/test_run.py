@@ -16,8 +16,10 @@ from tubelet import recipe
 from tubelet.checkpoint import load_backbone
 from tubelet.data import torchcodec
 from tubelet.data.division import train_and_test, train_and_validation
+from tubelet.data.clips import any_sound
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
 from tubelet.learner import Learner
+from tubelet.methods.avid import Avid
 from tubelet.methods.combined import Combined
 from tubelet.methods.supervised import Supervised
 from tubelet.train import run
@@ -349,6 +351,18 @@ def test_a_learner_that_compares_clips_is_warned_of_smaller_passes(corpus, capfd
     assert "takes the clips of a forward pass together, 2 with train.micro_batch" in said
     with pytest.raises(TubeletError, match=r"4 at data\.repeats 4 are of one video"):
         run.check_passes(load(corpus, "--train.batch", "4", "--data.repeats", "4"), learner)
+
+
+def test_a_corpus_without_sound_is_warned_of(corpus, capfd):
+    made = load(corpus, "--data.audio_rate", "4000")
+    whole = run.make_manifest(made)
+    silent = Manifest([video for video in whole.videos if not any_sound([video])], source=whole.source)
+    assert 0 < len(silent) < len(whole)
+    learner = Avid(run.make_backbone(made), len(whole), audio_dim=16, audio_rate=4000)
+    for manifest, warned in ((whole, False), (silent, True)):
+        run.check(learner, run.make_clips(made, manifest, learner))
+        told = " ".join(capfd.readouterr().err.split())
+        assert ("Avid learns from sound, and none was found in" in told) == warned
 
 
 @pytest.mark.parametrize(("seen", "strength"), [("instead", "moco"), ("instead", "none"), ("none", "moco")])

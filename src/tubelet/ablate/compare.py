@@ -11,10 +11,7 @@ from tubelet.ablate.command import carry_out, make_plan
 from tubelet.ablate.plan import BASELINE, Plan, listing, split_words
 from tubelet.ablate.tables import Row, Table
 from tubelet.apply.shapes import outline
-from tubelet.data import read, shards
-from tubelet.data.audio import sound_of
-from tubelet.data.info import UnreadableVideo
-from tubelet.data.storage import Place
+from tubelet.data.clips import any_sound
 from tubelet.log import say
 from tubelet.recipe import Recipe, UsageError
 from tubelet.types import TubeletError
@@ -27,8 +24,6 @@ SET_HERE = {
     "--name": "runs are named by what they depend on",
 }
 """Options of a recipe that are not for the command line here."""
-HEARD = 8
-"""Videos of a corpus that are listened to, to find out whether it has sound."""
 
 
 def compare(
@@ -154,18 +149,8 @@ def _lacks(links: Sequence[Recipe]) -> str | None:
     column = asked["captions"]
     if column is not None and not any(video.extra.get(column) for video in videos):
         return f"the manifest has no column {column!r} with words"
-    if asked["audio_rate"] and not any(_heard(video.path) for video in videos[:HEARD]):
+    if asked["audio_rate"] and not any_sound(videos):
         return "the videos have no sound"
     if any(link.data["flow"] != "none" for link in links) and not all(video.flow for video in videos):
         return "the manifest has no column 'flow', which `tubelet data flow` makes"
     return None
-
-
-def _heard(place: Place) -> bool:
-    file = shards.sound(place) if shards.is_place(place) else None
-    if file is None and not read.is_file(place):
-        return False  # stills, or packed without a sound
-    try:
-        return sound_of(place, file) is not None
-    except UnreadableVideo:
-        return False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy
 import torch
@@ -345,8 +345,8 @@ class Clips:
 
     def _sound(self, video: Video, info: VideoInfo, times_s: numpy.ndarray) -> Tensor | None:
         """The sound from when the first frame of a clip is shown, of the length of all clips; None = there is none."""
-        file = shards.sound(video.path) if shards.is_place(video.path) else None
-        if file is None and not read.is_file(video.path):
+        there, file = _ears(video.path)
+        if not there:
             return None
         first_s = float(times_s[0]) - 0.5 / info.fps  # times are the middles of frames
         seconds = self.samples / self.audio_rate
@@ -414,3 +414,21 @@ def _span(video: Video, info: VideoInfo) -> tuple[float, float]:
     if duration_s <= 0:
         raise UnreadableVideo(video.path, f"a span from {first:g} s, but it ends at {first + duration_s:g} s")
     return first, duration_s
+
+
+def any_sound(videos: Sequence[Video], most: int = 64) -> bool:
+    """Whether there is a track of sound in any of so many videos, evenly spread over all."""
+    for video in videos[:: max(1, len(videos) // most)]:
+        there, file = _ears(video.path)
+        try:
+            if there and audio.sound_of(video.path, file) is not None:
+                return True
+        except UnreadableVideo:
+            continue
+    return False
+
+
+def _ears(place: Place) -> tuple[bool, Callable[[], BinaryIO] | None]:
+    """Whether a place may have sound, and what opens it where it does not lie in the file itself."""
+    file = shards.sound(place) if shards.is_place(place) else None
+    return file is not None or read.is_file(place), file  # stills have none, nor what was packed without it

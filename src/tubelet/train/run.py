@@ -13,7 +13,7 @@ import yaml
 
 from tubelet import dist, registry
 from tubelet.checkpoint import load_backbone, load_learner, read_about, write_atomically
-from tubelet.data.clips import Clips
+from tubelet.data.clips import Clips, any_sound
 from tubelet.data.division import train_and_test, train_and_validation
 from tubelet.data.listing import Manifest, read_manifest
 from tubelet.learner import Backbone, Learner
@@ -308,6 +308,8 @@ def check(learner: Learner, clips: Clips) -> None:
         if not delivered.get(modality):
             remedy = f": set {remedies[modality]}" if modality in remedies else ", which no loader delivers"
             raise TubeletError(f"{type(learner).__name__} needs {modality}{remedy}")
+    if "audio" in learner.modalities and not any_sound(clips.manifest.videos):
+        warn(f"{type(learner).__name__} learns from sound, and none was found in {clips.manifest.source}")
     if learner.audio_rate not in (0, clips.audio_rate):
         raise TubeletError(
             f"{type(learner).__name__} is made for {learner.audio_rate} samples of sound a second, and gets "
