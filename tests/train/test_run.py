@@ -15,8 +15,8 @@ import yaml
 from tubelet import recipe
 from tubelet.checkpoint import load_backbone
 from tubelet.data import torchcodec
-from tubelet.data.division import train_and_test, train_and_validation
 from tubelet.data.clips import any_sound
+from tubelet.data.division import train_and_test, train_and_validation
 from tubelet.data.listing import Manifest, Video, read_manifest, write_manifest
 from tubelet.learner import Learner
 from tubelet.methods.avid import Avid
