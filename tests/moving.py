@@ -20,7 +20,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: int = 8) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        stream.options = {"crf": "12"}
+        stream.options = {"qp": "0"}  # lossless: what the encoder decides, which may differ, changes no pixel
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

@@ -193,6 +193,11 @@ def fit(
             bar.show(run.step, run.loss, loader.waited_s)
             training.after_step()
         training.end()
+    if math.isnan(run.loss):
+        raise TubeletError(
+            f"{type(learner).__name__} learnt nothing, since no step had a loss: a queue that is larger than the clips "
+            "of a run is never full; lower learner.queue or raise train.length"
+        )
     if not quiet and run.step > from_here.first_step:
         say(advice(from_here.waiting(run, loader), workers, cores()))
     return Fitted(run.step, run.step * batch, run.seconds, run.loss)
@@ -320,16 +325,11 @@ class _Training:
         """Waits until all is on the disk.
 
         Raises:
-            TubeletError: it could not be written, or nothing was learnt.
+            TubeletError: it could not be written.
         """
         self.run.close()
         self._tell()
         dist.from_first(lambda: self.metrics.close() if self.metrics else None)
-        if math.isnan(self.run.loss):
-            raise TubeletError(
-                f"{type(self.run.learner).__name__} learnt nothing, since no step had a loss: a queue that is "
-                "larger than the clips of a run is never full; lower learner.queue or raise train.length"
-            )
 
     def _ordered(self) -> Iterator[Batch]:
         """This process's part of the training set in the order of id: one view of each video, not augmented."""
