@@ -15,12 +15,12 @@ from tubelet.data.synthetic_sound import RATE, add_sound
 CLIP = {"frames": 4, "stride": 1, "reference_fps": 8.0, "size": 16}
 
 
-def write_clip(path: Path, frames: np.ndarray, fps: int = 8) -> Path:
-    """Encodes T H W 3 uint8."""
+def write_clip(path: Path, frames: np.ndarray, fps: int = 8, lossless: bool = False) -> Path:
+    """Encodes T H W 3 uint8. What x264 decides may differ from time to time; lossless, that changes no pixel."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        stream.options = {"qp": "0"}  # lossless: what the encoder decides, which may differ, changes no pixel
+        stream.options = {"qp": "0"} if lossless else {"crf": "12"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -34,7 +34,7 @@ def tone(rising: bool, index: int, seconds: float = 1.0) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE)).astype(np.float32)
 
 
-def write_corpus(folder: Path, train: int = 12, test: int = 4) -> Path:
+def write_corpus(folder: Path, train: int = 12, test: int = 4, lossless: bool = False) -> Path:
     """The videos and their manifest; returns the manifest's path."""
     folder.mkdir(parents=True, exist_ok=True)
     videos = []
@@ -42,7 +42,8 @@ def write_corpus(folder: Path, train: int = 12, test: int = 4) -> Path:
     for index in range(train + test):
         shifts = np.arange(8) * (1 if index % 2 else -1) * 3 + index
         frames = np.stack([np.roll(ramp, shift, axis=1) for shift in shifts])
-        path = write_clip(folder / f"{index:02d}.mp4", np.repeat(frames[..., None], 3, axis=3).astype(np.uint8))
+        pixels = np.repeat(frames[..., None], 3, axis=3).astype(np.uint8)
+        path = write_clip(folder / f"{index:02d}.mp4", pixels, lossless=lossless)
         if index % 6 != 5:
             add_sound(path, tone(bool(index % 2), index))
         split, label = "train" if index < train else "test", ("left", "right")[index % 2]
