@@ -30,7 +30,8 @@ class MoCoV3(Learner):
 
     Tong et al. (VideoMAE, NeurIPS 2022, table 2) report such a network on video and released neither code nor settings
     (VideoMAE#28, VideoMAE#87). So the clips here are two of independent moments, the changes are the same in all frames
-    of a clip, tokens are averaged (published image networks read a class token), and all else is as for pictures.
+    of a clip, tokens are averaged (published image networks read a class token), and all else is as for pictures, but
+    for the start of the weights, which is VideoMAE's: the embedding that stays as it began is half as wide as theirs.
 
     Args:
         backbone: what turns clips into tokens.
