@@ -22,11 +22,10 @@ from torch import Tensor
 import toys
 from processes import Ended, Processes
 from saved import newest
-from smallest import build_learner, clip_options
+from smallest import build_learner, make_clips
 from tubelet import cli, dist
 from tubelet.data import read
 from tubelet.data.clips import Clips
-from tubelet.data.listing import read_manifest
 from tubelet.learner import Learner, Now
 from tubelet.log import read_metrics
 from tubelet.train.checkpoints import FACTS, Checkpoint
@@ -66,8 +65,7 @@ class Run(NamedTuple):
 
     @property
     def clips(self) -> Clips:
-        options = clip_options(_learner(self), self.learner) | self.data
-        return Clips(read_manifest(self.corpus, "train"), **options)
+        return make_clips(self.corpus, _learner(self), self.learner, self.data)
 
 
 class Sample(NamedTuple):

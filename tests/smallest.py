@@ -63,11 +63,11 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if line.get("loss") is not None]
 
 
-def make_clips(corpus: Path, learner: Learner, name: str = "") -> Clips:
+def make_clips(corpus: Path, learner: Learner, name: str = "", more: dict | None = None) -> Clips:
     manifest = read_manifest(corpus, "train")
     if "flow" in learner.modalities:  # what a film shows does not matter here: the video is its own
         manifest = Manifest([replace(video, flow=video.path) for video in manifest])
-    return Clips(manifest, **clip_options(learner, name))
+    return Clips(manifest, **clip_options(learner, name) | (more or {}))
 
 
 def clip_options(learner: Learner, name: str) -> dict:
