@@ -119,8 +119,6 @@ def test_a_loss_is_computed_in_float32_under_autocast(name, corpus):
 def test_the_loss_of_a_batch_is_the_mean_of_its_parts_unless_clips_are_compared(name, corpus):
     """A smaller `train.micro_batch` changes nothing, or the learner says so and the run warns of it."""
     learner = build_learner(name).eval()
-    if name.partition(",")[0] in ("avid", "xdc") and not learner.compares_clips:
-        pytest.skip("they do compare clips, and do not say so yet")
     batch = ready_batch(corpus, learner, name)
     parts = [
         {key: [one[rows] for one in value] if isinstance(value, list) else value[rows] for key, value in batch.items()}

@@ -116,7 +116,7 @@ with stop_signals(0.5):
     lock(mutex)  # for ever
 """)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=20)
     assert process.returncode == 75
 
 
@@ -133,7 +133,7 @@ with stop_signals(0.3) as stop:
 print("left by itself")
 """)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=20)
     assert (process.returncode, said) == (0, "left by itself\n")
 
 
@@ -147,7 +147,7 @@ with stop_signals(0.5, lambda: "steps 3 to 5") as stop:
 """)
     started = time.monotonic()
     process.send_signal(signal.SIGUSR1)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=20)
     assert process.returncode == 75
     assert "leaving without steps 3 to 5" in said and f"pid {process.pid}" in said and len(said.splitlines()) == 1
     assert 0.4 < time.monotonic() - started < 5
@@ -162,7 +162,7 @@ with stop_signals(0.2) as stop:
     time.sleep(1)
 """)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=20)
     assert process.returncode == 0
 
 
@@ -186,7 +186,7 @@ print("left by itself")
 """)
     os.killpg(process.pid, signal.SIGUSR1)
     os.killpg(process.pid, signal.SIGTERM)
-    said, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=20)
     assert (process.returncode, said, errors) == (0, "left by itself\n", "")
 
 
@@ -213,7 +213,7 @@ next(answers)
 os.write(2, b"left by itself")  # of its output more than "ready" may have been read
 """)
     try:
-        assert process.communicate(timeout=60)[1] == "left by itself"
+        assert process.communicate(timeout=20)[1] == "left by itself"
     finally:
         process.kill()
 
