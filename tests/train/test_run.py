@@ -356,7 +356,7 @@ def test_a_learner_that_compares_clips_is_warned_of_smaller_passes(corpus, capfd
 def test_a_corpus_without_sound_is_warned_of(corpus, capfd):
     made = load(corpus, "--data.audio_rate", "4000")
     whole = run.make_manifest(made)
-    silent = Manifest([video for video in whole.videos if not any_sound([video])], source=whole.source)
+    silent = Manifest([video for video in whole.videos if not any_sound(Manifest([video]))], source=whole.source)
     assert 0 < len(silent) < len(whole)
     learner = Avid(run.make_backbone(made), len(whole), audio_dim=16, audio_rate=4000)
     for manifest, warned in ((whole, False), (silent, True)):

@@ -59,12 +59,29 @@ def compare(
             raise UsageError(f"no learner to compare is called {name!r}{registry.nearest(name, known)}")
     words, _ = split_words(dotted)
     _refuse_what_is_set_here(words)
+    forms = _by_form(list(dict.fromkeys(learners or known)), words, clips, named=bool(learners))
+    rows = _in_order(forms)
+    each = " Below each such network stand those that begin like it." if len(forms) > 1 else ""
+    table = Table(
+        "comparison", "Comparison of methods", tuple(rows),
+        note=f"Each sees {clips:,} clips: each view that is loaded counts. What is not pre-trained is fine-tuned from "
+        f"scratch.{each}",
+        recipe=f"{FOLDER}/NAME", numbers={"retrieval": 2},
+    )  # fmt: skip
+    plan = make_plan(table, str(rows[0].recipe), dotted, out, seeds, tasks, labels_per_class, (), None)
+    if not dry_run:
+        _refuse_another(plan)
+    carry_out(plan, only, dry_run, report)
+
+
+def _by_form(names: Sequence[str], words: Sequence[str], clips: int, named: bool) -> dict[str, list[Row]]:
+    """The learners that the videos have everything for, by the form of their backbone; all must be there if named."""
     forms: dict[str, list[Row]] = {}
     least: dict[str, int] = {}
-    for name in dict.fromkeys(learners or known):
+    for name in names:
         links = _links(name, words)
         lacks = _lacks(links)
-        if lacks is not None and learners:
+        if lacks is not None and named:
             raise TubeletError(f"{name} cannot be compared: {lacks}")
         if lacks is not None:
             say(f"{name} is left out: {lacks}")
@@ -78,23 +95,18 @@ def compare(
     longest = max(least, key=lambda name: least[name])
     if clips < least[longest]:
         raise UsageError(f"--clips must be {least[longest]} or more, not {clips}: a step of {longest} takes so many")
+    return forms
+
+
+def _in_order(forms: dict[str, list[Row]]) -> list[Row]:
+    """The most usual form of the backbone first; of each the untrained network, and below it what begins as it is."""
     usual, *_ = ordered = sorted(forms, key=lambda form: -len(forms[form]))
     rows: list[Row] = []
     for form in ordered:
-        untrained, first = _named(form, usual), forms[form][0].recipe
-        rows.append(Row(untrained, {"backbone.init": None}, trained=False, recipe=first))
+        untrained = _named(form, usual)
+        rows.append(Row(untrained, {"backbone.init": None}, trained=False, recipe=forms[form][0].recipe))
         rows += [row._replace(untrained=untrained) for row in forms[form]]
-    each = " Below each such network stand those that begin like it." if len(forms) > 1 else ""
-    table = Table(
-        "comparison", "Comparison of methods", tuple(rows),
-        note=f"Each sees {clips:,} clips: each view that is loaded counts. What is not pre-trained is fine-tuned from "
-        f"scratch.{each}",
-        recipe=f"{FOLDER}/NAME", numbers={"retrieval": 2},
-    )  # fmt: skip
-    plan = make_plan(table, str(rows[0].recipe), dotted, out, seeds, tasks, labels_per_class, (), None)
-    if not dry_run:
-        _refuse_another(plan)
-    carry_out(plan, only, dry_run, report)
+    return rows
 
 
 def _refuse_what_is_set_here(words: Sequence[str]) -> None:
@@ -145,11 +157,12 @@ def _named(form: str, usual: str) -> str:
 def _lacks(links: Sequence[Recipe]) -> str | None:
     """What a learner needs and the videos do not have."""
     asked = links[0].data
-    videos = listing(asked["manifest"], asked["root"]).videos
+    manifest = listing(asked["manifest"], asked["root"])
+    videos = manifest.videos
     column = asked["captions"]
     if column is not None and not any(video.extra.get(column) for video in videos):
         return f"the manifest has no column {column!r} with words"
-    if asked["audio_rate"] and not any_sound(videos):
+    if asked["audio_rate"] and not any_sound(manifest):
         return "the videos have no sound"
     if any(link.data["flow"] != "none" for link in links) and not all(video.flow for video in videos):
         return "the manifest has no column 'flow', which `tubelet data flow` makes"

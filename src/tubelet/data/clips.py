@@ -416,11 +416,12 @@ def _span(video: Video, info: VideoInfo) -> tuple[float, float]:
     return first, duration_s
 
 
-def any_sound(videos: Sequence[Video], most: int = 64) -> bool:
-    """Whether there is a track of sound in any of so many videos, evenly spread over all."""
-    for video in videos[:: max(1, len(videos) // most)]:
-        there, file = _ears(video.path)
+def any_sound(manifest: Manifest, most: int = 64) -> bool:
+    """Whether there is a track of sound in any of so many videos at most, evenly spread over all."""
+    for video in manifest.videos[:: -(-len(manifest) // most) or 1]:
         try:
+            look_again(video.path, manifest.root)
+            there, file = _ears(video.path)
             if there and audio.sound_of(video.path, file) is not None:
                 return True
         except UnreadableVideo:

@@ -308,7 +308,7 @@ def check(learner: Learner, clips: Clips) -> None:
         if not delivered.get(modality):
             remedy = f": set {remedies[modality]}" if modality in remedies else ", which no loader delivers"
             raise TubeletError(f"{type(learner).__name__} needs {modality}{remedy}")
-    if "audio" in learner.modalities and not any_sound(clips.manifest.videos):
+    if "audio" in learner.modalities and not any_sound(clips.manifest):
         warn(f"{type(learner).__name__} learns from sound, and none was found in {clips.manifest.source}")
     if learner.audio_rate not in (0, clips.audio_rate):
         raise TubeletError(
