@@ -179,6 +179,14 @@ def test_mistakes_are_told_before_anything_is_trained(written, change, told):
         chain.load(written(yaml.safe_dump(yaml.safe_load(CHAIN) | change)))
 
 
+def test_what_a_later_link_lacks_is_told_before_anything_is_trained(written, manifest, tmp_path, capsys):
+    """Fails where the links before it are trained for nothing."""
+    out = tmp_path / "out"
+    words = ["train", str(written()), "--data.manifest", manifest, "--out", str(out), "--third.data.flow", "beside"]
+    assert cli.main(words) == 1
+    assert "have no flow: `tubelet data flow" in " ".join(capsys.readouterr().err.split()) and not out.exists()
+
+
 def test_options_are_of_all_links_or_of_one(written):
     words = ["--train.lr", "0.5", "--second.train.lr=0.25", "--third.evaluate.knn", "50 %"]
     found = chain.load(written(), words).preview()

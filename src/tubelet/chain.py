@@ -98,14 +98,19 @@ class Chain:
         """Trains each link that is not finished, in its folder below ``out``.
 
         Raises:
-            TubeletError: ``out`` holds another chain, or something else; or as a run of a link.
+            TubeletError: ``out`` holds another chain, or something else; the videos lack what some link needs; or as a
+                run of a link.
         """
         from tubelet import dist
+        from tubelet.data.listing import read_manifest
         from tubelet.log import say
         from tubelet.train.provenance import read_provenance
+        from tubelet.train.run import open_clips
 
-        for link in self.preview():
-            link.needs()
+        for asked in self.preview():
+            asked.needs()
+            videos, split = read_manifest(asked.data["manifest"], root=asked.data["root"]), asked.data["split"]
+            open_clips(asked, videos if split is None else videos.where(split))
         dist.start()
         dist.from_first(lambda: self._claim(out))
         for number, link in enumerate(self.links, start=1):

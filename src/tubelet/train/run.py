@@ -225,6 +225,15 @@ def make_clips(recipe: Recipe, manifest: Manifest, learner: Learner) -> Clips:
     for name in ("views", "view_times", "density"):
         if recipe.data.get(name) is None:
             recipe.data[name] = getattr(learner, name)
+    return open_clips(recipe, manifest)
+
+
+def open_clips(recipe: Recipe, manifest: Manifest) -> Clips:
+    """The clips as the recipe has them.
+
+    Raises:
+        TubeletError: its options do not fit together, or the videos have not what it reads of them, such as flow.
+    """
     options = {name: value for name, value in recipe.data.items() if name not in ("manifest", "root", "split")}
     return Clips(manifest, seed=recipe.seed, **options)
 
